@@ -1,0 +1,1 @@
+"""How good the detector is: scan score, free-response curve, candidates, vessels, calibration, intervals."""

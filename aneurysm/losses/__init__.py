@@ -1,0 +1,1 @@
+"""What the networks are trained to make small: segmentation, classification and the balance between tasks."""

@@ -1,0 +1,104 @@
+"""Orthonormal 3-D Haar wavelet transform in plain torch, differentiable and exact for any size.
+
+Along an axis a = (x0 + x1)/sqrt2 is the average and d = (x0 - x1)/sqrt2 the detail, so a level of the transform
+turns each 2x2x2 cell into one low band (aaa) and seven high bands. A smooth signal grows by 2*sqrt2 in the low
+band at every level, white noise does not: see `LOW_GAIN` and the `normalise` option of `haar_low`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+BANDS = ("aad", "ada", "add", "daa", "dad", "dda", "ddd")  # letters in the order d, h, w
+LOW_GAIN = 2.0 * 2.0**0.5  # gain of the low band per level on a constant signal
+
+
+def _basis(like: Tensor) -> Float[Tensor, "8 8"]:
+    """Rows: bands aaa, aad, ... ddd; columns: the voxels of a 2x2x2 cell in d, h, w raster order."""
+    pair = like.new_tensor([[1.0, 1.0], [1.0, -1.0]])
+    return torch.kron(torch.kron(pair, pair), pair) / LOW_GAIN
+
+
+def pad_to_multiple(x: Float[Tensor, "b c d h w"], multiple: Sequence[int]) -> Float[Tensor, "b c d2 h2 w2"]:
+    """Repeat the last plane of each axis until the size is a multiple of the given number of voxels.
+
+    Repetition and not zeros: a constant signal keeps its value at the border, and no false edge appears there.
+    """
+    d, h, w = ((-n) % m for n, m in zip(x.shape[2:], multiple, strict=True))
+    return F.pad(x, (0, w, 0, h, 0, d), mode="replicate") if d or h or w else x
+
+
+def haar_analysis(
+    x: Float[Tensor, "b c d h w"],
+) -> tuple[Float[Tensor, "b c d2 h2 w2"], Float[Tensor, "b 7 c d2 h2 w2"]]:
+    """Split a volume into its half-resolution average and seven half-resolution details, one level.
+
+    x: (b, c, d, h, w), any size; odd axes are padded by repetition, so the bands have ceil(n/2) voxels.
+    Returns the low band and the high bands in the order of `BANDS`.
+    """
+    x = pad_to_multiple(x, (2, 2, 2))
+    b, c, d, h, w = x.shape
+    cells = x.reshape(b, c, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 3, 5, 7, 1, 2, 4, 6)
+    bands = torch.einsum("ok,bkcdhw->bocdhw", _basis(x), cells.reshape(b, 8, c, d // 2, h // 2, w // 2))
+    return bands[:, 0], bands[:, 1:]
+
+
+def haar_synthesis(
+    low: Float[Tensor, "b c d h w"],
+    high: Float[Tensor, "b 7 c d h w"],
+    size: Sequence[int] | None = None,
+) -> Float[Tensor, "b c d2 h2 w2"]:
+    """Put a volume together again from its low and high bands, one level; the exact inverse of `haar_analysis`.
+
+    size: (d, h, w) of the original volume, to cut the padding of odd axes off; None keeps 2n voxels per axis.
+    """
+    b, c, d, h, w = low.shape
+    bands = torch.cat([low.unsqueeze(1), high], dim=1)
+    # The basis is orthonormal and symmetric, hence its own inverse.
+    cells = torch.einsum("ok,bkcdhw->bocdhw", _basis(low), bands).reshape(b, 2, 2, 2, c, d, h, w)
+    x = cells.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(b, c, 2 * d, 2 * h, 2 * w)
+    if size is None:
+        return x
+    if any(not 2 * n - 1 <= s <= 2 * n for n, s in zip((d, h, w), size, strict=True)):
+        raise ValueError(f"Bands of {(d, h, w)} voxels cannot give a volume of {tuple(size)}: expected 2n or 2n-1.")
+    return x[:, :, : size[0], : size[1], : size[2]]
+
+
+def haar_decompose(
+    x: Float[Tensor, "b c d h w"], levels: int
+) -> tuple[Float[Tensor, "b c d2 h2 w2"], list[Tensor]]:
+    """Transform over several levels: the coarsest average and the details, coarsest first.
+
+    levels >= 0; level 0 gives the volume itself and no details.
+    """
+    details: list[Tensor] = []
+    for _ in range(levels):
+        x, high = haar_analysis(x)
+        details.insert(0, high)
+    return x, details
+
+
+def haar_reconstruct(
+    low: Float[Tensor, "b c d h w"], details: Sequence[Tensor], size: Sequence[int] | None = None
+) -> Float[Tensor, "b c d2 h2 w2"]:
+    """Inverse of `haar_decompose`: details coarsest first, each (b, 7, c, d, h, w); size of the original volume."""
+    finer = [tuple(high.shape[3:]) for high in details[1:]] + [size]
+    for high, target in zip(details, finer, strict=False):
+        low = haar_synthesis(low, high, target)
+    return low
+
+
+def haar_low(x: Float[Tensor, "b c d h w"], levels: int, normalise: bool) -> Float[Tensor, "b c d2 h2 w2"]:
+    """Coarsest average after `levels` Haar levels, without computing the details.
+
+    The Haar low band is the block mean times `LOW_GAIN` per level, so it is a pooling. With `normalise` the gain
+    is left out: the band keeps the scale of the signal and an attention on it does not saturate with depth.
+    """
+    if levels == 0:
+        return x
+    side = 2**levels
+    low = F.avg_pool3d(pad_to_multiple(x, (side, side, side)), side)
+    return low if normalise else low * LOW_GAIN**levels

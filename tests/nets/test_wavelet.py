@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from aneurysm.nets.wavelet import (
+    BANDS,
+    LOW_GAIN,
+    haar_analysis,
+    haar_decompose,
+    haar_low,
+    haar_reconstruct,
+    haar_synthesis,
+)
+
+
+def test_golden_three_levels(golden):
+    data = np.load(golden / "waveformer_dwt3.npz")
+    assert "coarsest" in json.loads(str(data["meta"]))["desc"]
+    x = torch.from_numpy(data["x"])
+    low, details = haar_decompose(x, 3)
+    np.testing.assert_allclose(low.numpy(), data["lll"], atol=1e-10)
+    for level, high in enumerate(details):
+        for k, band in enumerate(BANDS):
+            np.testing.assert_allclose(high[:, k].numpy(), data[f"hf{level}_{band}"], atol=1e-10)
+    np.testing.assert_allclose(haar_reconstruct(low, details).numpy(), data["rec"], atol=1e-10)
+
+
+def test_one_cell_by_hand():
+    x = torch.arange(8, dtype=torch.float64).reshape(1, 1, 2, 2, 2)
+    low, high = haar_analysis(x)
+    assert low.item() == pytest.approx(28 / LOW_GAIN)
+    # value = 4 d + 2 h + w, so only the three single-detail bands are non-zero: -4*4, -4*2, -4*1 over 2 sqrt 2
+    expected = {"aad": -4.0, "ada": -8.0, "daa": -16.0}
+    for band, value in zip(BANDS, high.flatten().tolist(), strict=True):
+        assert value == pytest.approx(expected.get(band, 0.0) / LOW_GAIN)
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (7, 8, 9), (5, 12, 3), (1, 2, 11)])
+def test_perfect_reconstruction_of_any_size(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    low, details = haar_decompose(x, 3)
+    assert low.shape[2:] == tuple(-(-n // 8) for n in size)
+    torch.testing.assert_close(haar_reconstruct(low, details, size), x, atol=1e-12, rtol=0)
+
+
+def test_energy_is_kept_and_gradient_is_the_transpose():
+    x = torch.randn(1, 2, 4, 6, 8, dtype=torch.float64, requires_grad=True)
+    low, high = haar_analysis(x)
+    assert (low**2).sum() + (high**2).sum() == pytest.approx(float((x**2).sum().detach()))
+    low.pow(2).sum().div(2).add(high.pow(2).sum().div(2)).backward()
+    torch.testing.assert_close(x.grad, x.detach())
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+def test_low_band_shortcut(levels):
+    x = torch.randn(1, 2, 8, 16, 24, dtype=torch.float64)
+    low, _ = haar_decompose(x, levels)
+    torch.testing.assert_close(haar_low(x, levels, normalise=False), low)
+    torch.testing.assert_close(haar_low(x, levels, normalise=True), low / LOW_GAIN**levels)
+    constant = torch.full((1, 1, 7, 9, 10), 3.0)
+    torch.testing.assert_close(
+        haar_low(constant, levels, normalise=True), torch.full_like(haar_low(constant, levels, True), 3.0)
+    )
+
+
+def test_wrong_size_is_explained():
+    low, high = haar_analysis(torch.randn(1, 1, 4, 4, 4))
+    with pytest.raises(ValueError, match="expected 2n or 2n-1"):
+        haar_synthesis(low, high, (7, 4, 4))
