@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
@@ -49,23 +48,6 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 _GRAPH_KEYS = ("graph_epochs", "graph_lr", "max_candidates", "min_distance_mm", "node_spacing_mm")
 _ALWAYS = ("prepare", "folds", "seed")
 _NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap"})
-
-
-def absent() -> None:
-    """The `none` option of a config group: nothing is built."""
-    return None
-
-
-def build(node: DictConfig, **runtime: Any) -> Any:
-    """Instantiate one config group. The only place where configuration becomes objects.
-
-    Args:
-        node: a node with `_target_`.
-        runtime: arguments that exist only now, such as channel counts. They go straight to the call, so
-            they never pass through OmegaConf.
-    """
-    made = instantiate(node, _convert_="all", _partial_=True) if runtime else instantiate(node, _convert_="all")
-    return made(**runtime) if runtime else made
 
 
 @dataclass(frozen=True)

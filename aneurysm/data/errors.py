@@ -1,5 +1,12 @@
-"""The one error that readers raise about a user's data."""
+"""Errors that a user can act on: one sentence that names the case and the fix."""
 
 
-class ReadError(ValueError):
-    """A file or series cannot be read as a scan; the message names it, says what is wrong and what to do."""
+class UserError(Exception):
+    """Something outside the program is wrong: a path, a file, a setting. The message says what to do."""
+
+
+class ReadError(UserError, ValueError):
+    """A file or a series cannot be read as what it should be.
+
+    The message is one sentence: the file or series, what is wrong with it, and what to do.
+    """

@@ -64,8 +64,9 @@ def resample(
         order: 0 nearest (keeps the type: for labels), 1 linear, 3 cubic (float32 out). Cubic is Catmull-Rom
             between parallel grids and a B-spline between rotated ones.
         fill: value of voxels of `onto` that lie more than half a voxel outside `grid`.
-        smooth: blur first along the axes whose voxels grow, so that fine structures do not alias. The kernel
-            widens the point spread from the old to the new voxel size (Cardoso et al., MICCAI 2015, eq. 3).
+        smooth: where voxels grow, average over the size of the new voxel, so that fine structures do not
+            alias: by a stretched kernel between parallel grids, else by a Gaussian that widens the point
+            spread from the old to the new voxel size (Cardoso et al., MICCAI 2015).
 
     Returns:
         (d, h, w) of `onto.shape`.
@@ -77,14 +78,14 @@ def resample(
     if order:
         volume = np.asarray(volume, dtype=np.float32)
     matrix = np.linalg.inv(grid.affine) @ onto.affine  # index on `onto` -> index on `grid`
-    if smooth and order:
-        growth = np.abs(matrix[:3, :3]).max(axis=1)  # new voxel size in old voxels, per old axis
-        sigma = np.sqrt(np.maximum(growth**2 - 1, 0)) / _FWHM_PER_SIGMA
-        if (sigma > 0.1).any():
-            volume = gaussian_filter(volume, np.where(sigma > 0.1, sigma, 0), mode="nearest", truncate=3.0)
+    # New voxel size in old voxels, per old axis.
+    growth = np.maximum(np.abs(matrix[:3, :3]).max(axis=1), 1) if smooth and order else np.ones(3)
     axes = _parallel_axes(matrix, onto.shape)
     if axes is not None:
-        return _separable(volume, matrix, axes, onto.shape, order, fill)
+        return _separable(volume, matrix, axes, onto.shape, order, fill, growth)
+    if (growth > 1.02).any():
+        sigma = np.sqrt(growth**2 - 1) / _FWHM_PER_SIGMA
+        volume = gaussian_filter(volume, sigma, mode="nearest", truncate=3.0)
     return _general(volume, matrix, onto.shape, order, fill)
 
 
@@ -100,30 +101,29 @@ def _parallel_axes(matrix: np.ndarray, shape: tuple[int, int, int]) -> tuple[int
     return int(axes[0]), int(axes[1]), int(axes[2])
 
 
-def _taps(coordinate: np.ndarray, n: int, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (m, k) and weights (m, k) that interpolate n samples at m fractional coordinates."""
+def _taps(coordinate: np.ndarray, n: int, order: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (m, k) and weights (m, k) that interpolate n samples at m fractional coordinates.
+
+    `width` (at least 1) stretches the kernel: 2 averages over voxels twice as large.
+    """
     # Grids that coincide up to rounding must copy voxels, not blend them.
     nearest = np.rint(coordinate)
     coordinate = np.where(np.abs(coordinate - nearest) < 1e-4, nearest, coordinate)
     if order == 0:
         index, weight = np.floor(coordinate + 0.5)[:, None], np.ones((len(coordinate), 1))
     else:
-        base = np.floor(coordinate)
-        t = coordinate - base
-        if order == 1:
-            index, weight = base[:, None] + [0, 1], np.stack([1 - t, t], 1)
-        else:  # Catmull-Rom: interpolating cubic with tangents from the neighbours
-            index = base[:, None] + [-1, 0, 1, 2]
-            weight = 0.5 * np.stack(
-                [
-                    -t + 2 * t**2 - t**3,
-                    2 - 5 * t**2 + 3 * t**3,
-                    t + 4 * t**2 - 3 * t**3,
-                    -(t**2) + t**3,
-                ],
-                1,
-            )
+        reach = int(np.ceil((1 if order == 1 else 2) * width))
+        index = np.floor(coordinate)[:, None] + np.arange(1 - reach, reach + 1)
+        distance = np.abs(index - coordinate[:, None]) / width
+        weight = np.maximum(1 - distance, 0) if order == 1 else _catmull_rom(distance)
+        weight /= weight.sum(axis=1, keepdims=True)
     return np.clip(index, 0, n - 1).astype(np.intp), weight.astype(np.float32)
+
+
+def _catmull_rom(x: np.ndarray) -> np.ndarray:
+    """Interpolating cubic kernel (Keys 1981, a = -1/2) at distances x >= 0."""
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
 def _outside(coordinate: np.ndarray, n: int) -> np.ndarray:
@@ -137,13 +137,14 @@ def _separable(
     shape: tuple[int, int, int],
     order: int,
     fill: float,
+    growth: np.ndarray,
 ) -> np.ndarray:
     # One output plane at a time: the working set stays in cache and no intermediate volume is made.
     volume = volume.transpose(axes)
-    coordinates = [
-        matrix[axes[i], i] * np.arange(shape[i]) + matrix[axes[i], 3] for i in range(3)
+    coordinates = [matrix[axes[i], i] * np.arange(shape[i]) + matrix[axes[i], 3] for i in range(3)]
+    taps = [
+        _taps(c, n, order, growth[axis]) for c, n, axis in zip(coordinates, volume.shape, axes, strict=True)
     ]
-    taps = [_taps(c, n, order) for c, n in zip(coordinates, volume.shape, strict=True)]
     outside = [_outside(c, n) for c, n in zip(coordinates, volume.shape, strict=True)]
     out = np.full(shape, fill, dtype=volume.dtype)
     (index_d, weight_d), (index_h, weight_h), (index_w, weight_w) = taps

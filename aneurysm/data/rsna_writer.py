@@ -79,7 +79,7 @@ def write_series(
         vessel, aneurysm: (d, h, w) uint8 or None.
 
     Raises:
-        ValueError: shapes disagree, the modality is unknown, the grid is not canonical, a lesion lies outside.
+        ValueError: shapes disagree, unknown modality, the grid is not canonical, a lesion lies outside.
     """
     _check(series_uid, modality, volume, grid, vessel, aneurysm)
     sop_uids = _write_slices(root, series_uid, patient_id, modality, volume, grid, age, sex)
@@ -106,7 +106,7 @@ def write_series(
 
 
 def finish(root: Path, rows: Iterable[SeriesRows]) -> None:
-    """Write train.csv and train_localizers.csv, sorted by series, so that the order of writing is no matter."""
+    """Write train.csv and train_localizers.csv, sorted by series whatever the order of writing."""
     ordered = sorted(rows, key=lambda row: str(row.train["SeriesInstanceUID"]))
     tables = {
         "train.csv": pd.DataFrame([row.train for row in ordered], columns=list(TRAIN_COLUMNS), dtype=object),

@@ -37,7 +37,9 @@ def calibration(truth: np.ndarray, probability: np.ndarray, bins: int = 10) -> C
     """
     truth, probability = np.asarray(truth, dtype=np.float64), np.asarray(probability, dtype=np.float64)
     if truth.shape != probability.shape or truth.ndim != 1:
-        raise ValueError(f"Truth and probability must both be (n,), got {truth.shape} and {probability.shape}.")
+        raise ValueError(
+            f"Truth and probability must both be (n,), got {truth.shape} and {probability.shape}."
+        )
     known = np.isfinite(truth)
     label, p = truth[known], probability[known]
     if not ((p >= 0) & (p <= 1)).all():

@@ -90,7 +90,9 @@ class Froc:
     @cached_property
     def _events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Score, scan number and hit of each event (m,), by falling score."""
-        events = self.marks[self.marks["outcome"] != DUPLICATE].sort_values("p", ascending=False, kind="stable")
+        events = self.marks[self.marks["outcome"] != DUPLICATE].sort_values(
+            "p", ascending=False, kind="stable"
+        )
         number = {uid: i for i, uid in enumerate(self.scans)}
         scan = events["series_uid"].map(number).to_numpy(dtype=np.int64)
         return events["p"].to_numpy(dtype=np.float64), scan, (events["outcome"] == HIT).to_numpy(dtype=bool)
@@ -166,7 +168,7 @@ def froc(
 
 
 def _match(points: np.ndarray, lesions: Sequence[Lesion], reach_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Outcome and lesion of each mark (m, 3) of one scan, given by falling score: the nearest free lesion wins."""
+    """Outcome and lesion of the marks (m, 3) of one scan, by falling score; the nearest free lesion wins."""
     outcome = np.full(len(points), FALSE_ALARM, dtype=object)
     lesion_of = np.full(len(points), -1, dtype=np.int64)
     if len(points) == 0 or len(lesions) == 0:

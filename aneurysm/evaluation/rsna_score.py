@@ -104,7 +104,7 @@ def resampled_auc(truth: np.ndarray, probability: np.ndarray, weights: np.ndarra
 
 
 def resampled_columns(truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC of all 14 columns in many resamples: (n, 14), (n, 14), (b, n) -> (b, 14), NaN where one class only."""
+    """AUC of all columns in many resamples: (n, 14), (n, 14), (b, n) -> (b, 14), NaN where one class only."""
     truth, probability = _checked(truth, probability)
     columns = range(len(LABEL_COLUMNS))
     return np.stack([resampled_auc(truth[:, c], probability[:, c], weights) for c in columns], axis=1)

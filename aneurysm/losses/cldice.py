@@ -57,9 +57,9 @@ class ClDiceLoss(nn.Module):
 
 def skeleton_tube(mask: np.ndarray, dilations: int) -> np.ndarray:
     """Centreline of a binary mask (d, h, w), widened by `dilations` face-neighbour steps inside the mask."""
-    skeleton = skeletonize(mask > 0) > 0
+    skeleton = np.asarray(skeletonize(mask > 0), dtype=bool)
     if dilations:
-        skeleton = ndimage.binary_dilation(skeleton, iterations=dilations)
+        skeleton = np.asarray(ndimage.binary_dilation(skeleton, iterations=dilations))
     return skeleton & (mask > 0)
 
 

@@ -32,7 +32,7 @@ def unit_oscillators(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[T
 
 
 def rotate(x: Float[Tensor, "b c *s"], frequency: Float[Tensor, "pairs"]) -> Float[Tensor, "b c *s"]:
-    """Omega x for the block-diagonal Omega: channel pair (2k, 2k+1) turns with frequency[k] (rad per unit time)."""
+    """Omega x: channel pair (2k, 2k+1) turns with frequency[k], in rad per unit time."""
     pairs = x.unflatten(1, (-1, 2))  # (b, c/2, 2, *s)
     w = frequency.view(1, -1, *(1,) * (x.ndim - 2))
     return torch.stack((w * pairs[:, :, 1], -w * pairs[:, :, 0]), dim=2).flatten(1, 2)
@@ -122,7 +122,9 @@ class AttentionCoupling(nn.Module):
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
         """Couple all positions (quadratic in d*h*w)."""
         tokens = self.qkv(x.flatten(2).transpose(1, 2))  # (b, n, 3c)
-        q, k, v = tokens.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, heads, n, c/heads)
+        q, k, v = tokens.unflatten(2, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # each (b, heads, n, c/heads)
         angles = position_angles(x.shape[2:], q.shape[-1] // 2, x)
         cos, sin = angles.cos(), angles.sin()
 
@@ -191,7 +193,9 @@ class AkornBlock(nn.Module):
     ) -> None:
         super().__init__()
         if oscillator_dim < 2 or steps < 1:
-            raise ValueError(f"Oscillators need a dimension >= 2 and a step, got {oscillator_dim} and {steps}.")
+            raise ValueError(
+                f"Oscillators need a dimension >= 2 and a step, got {oscillator_dim} and {steps}."
+            )
         if use_omega and oscillator_dim % 2:
             raise ValueError(
                 f"Omega turns pairs of channels, so oscillator_dim must be even, got {oscillator_dim}. "
@@ -220,8 +224,8 @@ class AkornBlock(nn.Module):
         """Features with what the oscillators bound added, and the oscillators' final state."""
         with torch.autocast(x.device.type, enabled=False):
             full = x if x.dtype == torch.float64 else x.float()
-            cells = [min(size, side) for size, side in zip(x.shape[2:], self.grid, strict=True)]
-            pooled = F.adaptive_avg_pool3d(full, cells)
+            d, h, w = (min(size, side) for size, side in zip(x.shape[2:], self.grid, strict=True))
+            pooled = F.adaptive_avg_pool3d(full, (d, h, w))
             states, energies = kuramoto(
                 self.coupling,
                 self.to_start(pooled),
@@ -232,10 +236,12 @@ class AkornBlock(nn.Module):
                 self.frequency,
                 self.add_state,
             )
-            final, positions = states[-1], math.prod(cells)
+            final, positions = states[-1], d * h * w
             bound = F.interpolate(self.readout(final), x.shape[2:], mode="trilinear", align_corners=False)
             out = full + self.alpha.view(-1, 1, 1, 1) * bound
             per_group = order_per_group(final, self.oscillator_dim)
         oscillators = positions * self.oscillator_channels // self.oscillator_dim
-        state = OscillatorState(order_parameter(per_group, positions), per_group, energies / oscillators, final)
+        state = OscillatorState(
+            order_parameter(per_group, positions), per_group, energies / oscillators, final
+        )
         return out.to(x.dtype), state

@@ -39,7 +39,7 @@ def _check_stem(state: Mapping[str, Tensor], width: int) -> None:
     found = {name: tuple(value.shape) for name, value in state.items()}
     if found != expected:
         raise ValueError(
-            f"A stem is loaded from a Conv3d(1, {width}, kernel 2, stride 2) with {expected}, but got {found}. "
+            f"A stem is loaded from a Conv3d(1, {width}, 2, 2) with {expected}, but got {found}. "
             "Pass the patch embedding's state of a backbone of the same width."
         )
 
@@ -182,7 +182,9 @@ class CrossAttentionFusion(nn.Module):
     def __init__(self, width: int, heads: int = 4, token_grid: Sequence[int] = (4, 4, 4)) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}. Choose heads that divide it.")
+            raise ValueError(
+                f"width {width} is not a multiple of heads {heads}. Choose heads that divide it."
+            )
         self.width, self.heads = width, heads
         self.token_grid = tuple(int(side) for side in token_grid)
         self.stems = ModalityStems(width)
@@ -206,7 +208,8 @@ class CrossAttentionFusion(nn.Module):
         parts = self.stems(images, present)
         fused = _mean_over_present(parts, present)
         size = fused.shape[2:]
-        grid = [min(n, side) for n, side in zip(size, self.token_grid, strict=True)]
+        d, h, w = (min(n, side) for n, side in zip(size, self.token_grid, strict=True))
+        grid = (d, h, w)
         answer = self._exchange(parts, present, grid).transpose(1, 2).unflatten(2, grid)  # (b, width, *grid)
         answer = F.interpolate(answer, size, mode="trilinear", align_corners=False)
         return self.vessel(fused + self.gate.view(-1, 1, 1, 1).to(fused.dtype) * answer, vessel)
@@ -216,7 +219,7 @@ class CrossAttentionFusion(nn.Module):
         self.stems.load(state)
 
     def _exchange(
-        self, parts: list[tuple[Tensor, Tensor]], present: Bool[Tensor, "b 4"], grid: list[int]
+        self, parts: list[tuple[Tensor, Tensor]], present: Bool[Tensor, "b 4"], grid: tuple[int, int, int]
     ) -> Float[Tensor, "b n c"]:
         """Mean over the present modalities of what each learned from the others."""
         b, n = present.shape[0], math.prod(grid)

@@ -107,7 +107,7 @@ class MetadataGate(nn.Module):
 
 
 class FilmGate(nn.Module):
-    """Scales and shifts every channel, (1 + s) F + t, with s = t = 0 before training (FiLM, arXiv 1709.07871).
+    """Scales and shifts channels, (1 + s) F + t, with s = t = 0 before training (FiLM, arXiv 1709.07871).
 
     Args:
         channels: of the feature map. hidden: of the embedding. dropout: probability per field, training only.

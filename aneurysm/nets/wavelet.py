@@ -63,7 +63,9 @@ def haar_synthesis(
     if size is None:
         return x
     if any(not 2 * n - 1 <= s <= 2 * n for n, s in zip((d, h, w), size, strict=True)):
-        raise ValueError(f"Bands of {(d, h, w)} voxels cannot give a volume of {tuple(size)}: expected 2n or 2n-1.")
+        raise ValueError(
+            f"Bands of {(d, h, w)} voxels cannot give a volume of {tuple(size)}: expected 2n or 2n-1."
+        )
     return x[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -91,14 +93,18 @@ def haar_reconstruct(
     return low
 
 
-def haar_low(x: Float[Tensor, "b c d h w"], levels: int, normalise: bool) -> Float[Tensor, "b c d2 h2 w2"]:
-    """Coarsest average after `levels` Haar levels, without computing the details.
+def haar_low(
+    x: Float[Tensor, "b c d h w"], levels: Sequence[int], normalise: bool
+) -> Float[Tensor, "b c d2 h2 w2"]:
+    """Coarsest average after several Haar levels, without computing the details.
 
-    The Haar low band is the block mean times `LOW_GAIN` per level, so it is a pooling. With `normalise` the gain
-    is left out: the band keeps the scale of the signal and an attention on it does not saturate with depth.
+    levels: number of levels along (d, h, w); three equal numbers give the low band of `haar_decompose`, unequal
+    ones transform a flat slab less often along its short axis. The Haar low band is the block mean times sqrt2
+    per level and axis, so it is a pooling. With `normalise` the gain is left out: the band keeps the scale of the
+    signal, and an attention on it does not saturate with depth.
     """
-    if levels == 0:
+    if not any(levels):
         return x
-    side = 2**levels
-    low = F.avg_pool3d(pad_to_multiple(x, (side, side, side)), side)
-    return low if normalise else low * LOW_GAIN**levels
+    side = tuple(2**level for level in levels)
+    low = F.avg_pool3d(pad_to_multiple(x, side), side)
+    return low if normalise else low * 2.0 ** (sum(levels) / 2)

@@ -1,9 +1,9 @@
 """Where the physics is tested: retain the points with the largest residual, resample and release the rest.
 
-Source: Daw et al., "Mitigating propagation failures in PINNs using R3 sampling", ICML 2023. Two departures,
-both measured on a straight tube: retaining on every step, as published, ends 75 times worse than uniform
-sampling because the population collapses, and retaining the top fraction every hundred steps ends 2 to 3 times
-better. The residual over retained points is biased upwards, so it is never reported.
+Source: Daw et al., "Mitigating propagation failures in PINNs using R3 sampling", ICML 2023. The published
+rule retains on every step; on a straight tube that ends 75 times worse than uniform sampling because the
+population collapses, while retaining the top fraction every hundred steps ends 2 to 3 times better. The
+residual over retained points is biased upwards, so it is never reported.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Which part of the physics counts when: first conserve mass, then momentum, with blood that thins over time."""
+"""Which part of the physics counts when: mass first, then momentum, with blood that thins over time."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Curriculum:
     momentum_start: float = 0.1
     momentum_ramp: float = 0.3
     reynolds_start: float = 10.0
-    reynolds_end: float = 200.0  # R = 2.5 mm with Murray's speed; above it steady laminar flow is not a fair model
+    reynolds_end: float = 200.0  # R = 2.5 mm with Murray's speed
     reynolds_ramp: float = 0.6
     continuity_weight: float = 1.0
     flux_weight: float = 1.0
@@ -41,7 +41,9 @@ class Curriculum:
                 f"reynolds_start={self.reynolds_start}, reynolds_end={self.reynolds_end}."
             )
         if min(self.continuity_weight, self.flux_weight, self.momentum_weight) < 0:
-            raise ValueError("Physics weights must not be negative: a negative weight rewards broken physics.")
+            raise ValueError(
+                "Physics weights must not be negative: a negative weight rewards broken physics."
+            )
 
     def at(self, progress: float) -> PhysicsWeights:
         """The weights at `progress`; values outside [0, 1] are clipped to the ends."""

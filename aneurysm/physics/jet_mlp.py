@@ -4,7 +4,7 @@ Notation. A jet of a field f at a point is the 5 numbers (f, df/dx1, df/dx2, df/
 on the first axis, so a linear layer is one matrix product over all five channels.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 JET = 5  # value, three first derivatives, Laplacian
 
 
+@runtime_checkable
 class Curve(Protocol):
     """A scalar activation that knows its own derivatives."""
 
@@ -106,7 +107,9 @@ class JetMLP(nn.Module):
                 f"{(latent_dim, width, depth, outputs)}."
             )
         if dtype not in ("float64", "float32"):
-            raise ValueError(f"dtype must be 'float64' or 'float32': half precision loses the Laplacian; got {dtype!r}.")
+            raise ValueError(
+                f"dtype must be 'float64' or 'float32': half precision loses the Laplacian; got {dtype!r}."
+            )
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
         self.curve = activation or Tanh()
         self.position = nn.Linear(3, width, dtype=self.dtype)
@@ -118,7 +121,9 @@ class JetMLP(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, points: Float[Tensor, "b n 3"], latent: Float[Tensor, "b z"]) -> Float[Tensor, "5 b n outputs"]:
+    def forward(
+        self, points: Float[Tensor, "b n 3"], latent: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "5 b n outputs"]:
         """Jets of all outputs at every point, in the units of `points`."""
         b, n, _ = points.shape
         weight = self.position.weight  # (w, 3)
@@ -131,7 +136,9 @@ class JetMLP(nn.Module):
         jet = jet @ self.readout.weight.T  # (5, b, n, outputs)
         return torch.cat((jet[:1] + self.readout.bias, jet[1:]))
 
-    def values(self, points: Float[Tensor, "b n 3"], latent: Float[Tensor, "b z"]) -> Float[Tensor, "b n outputs"]:
+    def values(
+        self, points: Float[Tensor, "b n 3"], latent: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b n outputs"]:
         """The outputs alone, at a fifth of the cost; equals `forward(...)[0]`."""
         hidden = self._curve(points @ self.position.weight.T + self._shift(latent))
         for layer in self.hidden:

@@ -41,7 +41,11 @@ def navier_stokes_residual(
 
     div u = 0 and (u . grad) u + grad p - lap u / Re = 0, in units of U/R and U^2/R.
     """
-    value, gradient, laplacian = velocity[0], velocity[1:4], velocity[4]  # gradient[j, ..., i] = d u_i / d x_j
+    value, gradient, laplacian = (
+        velocity[0],
+        velocity[1:4],
+        velocity[4],
+    )  # gradient[j, ..., i] = d u_i / d x_j
     continuity = gradient.diagonal(dim1=0, dim2=-1).sum(-1)  # (b, n)
     convection = torch.einsum("bnj,jbni->bni", value, gradient)
     momentum = convection + pressure[1:4].movedim(0, -1) - laplacian / reynolds[:, None, None]
@@ -72,7 +76,7 @@ def dimensional_residual(
         raise ValueError("coords must require a gradient: call coords.requires_grad_() before the network.")
 
     def gradient(field: Tensor) -> Tensor:
-        # A field that does not depend on a coordinate, or only linearly, has no graph there: its derivative is 0.
+        # A field that does not depend on the coordinates has no graph: its derivative is 0.
         if not field.requires_grad:
             return torch.zeros_like(coords)
         (grad,) = torch.autograd.grad(field.sum(), coords, create_graph=True, allow_unused=True)

@@ -1,0 +1,1 @@
+"""Vessel mask -> centreline graph -> aneurysm candidates."""

@@ -121,7 +121,7 @@ def _neighbours(skeleton: np.ndarray, voxels: np.ndarray) -> list[list[int]]:
 
 
 def _chains(near: list[list[int]]) -> tuple[list[_Chain], np.ndarray]:
-    """Split the voxel graph at voxels with three or more neighbours; also the junction of each voxel or -1."""
+    """Split the voxels at those with three or more neighbours; also the junction of each voxel, or -1."""
     total = len(near)
     crossing = np.array([len(n) > 2 for n in near], bool)
     pairs = [(i, j) for i in np.flatnonzero(crossing) for j in near[i] if crossing[j]]

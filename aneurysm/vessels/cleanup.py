@@ -8,7 +8,9 @@ from aneurysm.data.scan import Grid
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
-def clean_mask(mask: np.ndarray, grid: Grid, smallest_mm3: float = 20.0, hole_mm3: float = 10.0) -> np.ndarray:
+def clean_mask(
+    mask: np.ndarray, grid: Grid, smallest_mm3: float = 20.0, hole_mm3: float = 10.0
+) -> np.ndarray:
     """Keep the vessel pieces that are large enough and close the small cavities inside them.
 
     Args:

@@ -6,13 +6,13 @@ no two voxels of a pass touch, so a simultaneous pass equals a sequential one, s
 and the topology of the mask is kept exactly.
 
 Sources: distance-ordered homotopic thinning, C. Pudney, CVIU 72 (1998); parity subfields, G. Bertrand and
-Z. Aktouf, SPIE 2356 (1994); simple points, G. Bertrand and G. Malandain, Pattern Recognition Letters 15 (1994).
+Z. Aktouf, SPIE 2356 (1994); simple points, G. Bertrand and G. Malandain, Pattern Recogn. Lett. 15 (1994).
 """
 
 from itertools import product
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from aneurysm.vessels.cleanup import bounding_box
 
@@ -28,13 +28,14 @@ def _growth_table(adjacent: np.ndarray) -> np.ndarray:
     members = np.arange(1 << _HALF, dtype=np.uint32)
     table = np.zeros((2, 1 << _HALF), np.uint32)
     for half, bit in product(range(2), range(_HALF)):
-        table[half] |= np.where(members >> np.uint32(bit) & np.uint32(1), reach[half * _HALF + bit], np.uint32(0))
+        member = (members >> np.uint32(bit)) & np.uint32(1)
+        table[half] |= member * reach[half * _HALF + bit]
     return table
 
 
 _APART = np.abs(_STEPS[:, None] - _STEPS[None])
-_GROW_FOREGROUND = _growth_table((_APART.max(-1) == 1))
-_GROW_BACKGROUND = _growth_table((_APART.sum(-1) == 1))
+_GROW_FOREGROUND = _growth_table(_APART.max(-1) == 1)
+_GROW_BACKGROUND = _growth_table(_APART.sum(-1) == 1)
 
 
 def _flood(seed: np.ndarray, inside: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -48,18 +49,17 @@ def _flood(seed: np.ndarray, inside: np.ndarray, table: np.ndarray) -> np.ndarra
         reached = grown
 
 
-def removable(around: np.ndarray) -> np.ndarray:
-    """Whether a voxel can go without changing topology and without shortening a line.
+def simple(around: np.ndarray) -> np.ndarray:
+    """Whether a voxel can go without changing topology, (k,) bool.
 
     `around` (k,) uint32 has bit i set where neighbour i (in the order of the 26 steps) is inside the mask.
     A voxel is simple for a 26-connected mask when its inside neighbours are one 26-connected piece and its
-    outside face neighbours are one 6-connected piece of the 18-neighbourhood. The tip of a line is kept.
+    outside face neighbours are one 6-connected piece of the 18-neighbourhood.
     """
     one = np.uint32(1)
-    tip = (around & (around - one)) == 0  # no neighbour or one
     outside = ~around & np.uint32(_FACES_AND_EDGES)
     faces = outside & np.uint32(_FACES)
-    result = ~tip & (faces != 0)
+    result = (around != 0) & (faces != 0)
     inside, outside, faces = around[result], outside[result], faces[result]
     joined = _flood(inside & (~inside + one), inside, _GROW_FOREGROUND) == inside
     reached = _flood(faces & (~faces + one), outside, _GROW_BACKGROUND)
@@ -94,7 +94,7 @@ def inside_distance(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     if len(border) == 0:  # the mask fills the volume: nothing outside is known
         depth = np.full(len(voxels), float(np.min(np.array(mask.shape) * spacing)) / 2)
     else:
-        depth, _ = cKDTree(border * spacing).query(voxels * spacing)
+        depth, _ = KDTree(border * spacing).query(voxels * spacing)
     view = result[box]
     view[tuple(voxels.T)] = depth
     return result
@@ -115,8 +115,8 @@ def skeletonise(mask: np.ndarray, distance: np.ndarray, step_mm: float) -> np.nd
     if not mask.any():
         return skeleton
     box = bounding_box(mask)
-    inside = np.pad(np.asarray(mask[box], np.uint8), 1)
-    depth = np.pad(distance[box], 1).ravel()
+    inside = np.ascontiguousarray(np.pad(np.asarray(mask[box], np.uint8), 1))
+    depth = np.pad(distance[box], 1).ravel()  # C order, whatever the order of the input
     shape = inside.shape
     flat = inside.ravel()  # a view: deletions below show in `inside`
     steps = _STEPS @ np.array([shape[1] * shape[2], shape[2], 1])
@@ -126,18 +126,19 @@ def skeletonise(mask: np.ndarray, distance: np.ndarray, step_mm: float) -> np.nd
     parity = ((d & 1) << 2 | (h & 1) << 1 | (w & 1)).astype(np.uint8)
     layer = np.floor(depth[voxels] / step_mm + 1e-4).astype(int)
     for top in np.unique(layer):
-        waiting = (layer <= top) & (flat[voxels] == 1)
-        groups = [voxels[waiting & (parity == p)] for p in range(8)]
-        shrinking = True
-        while shrinking:
-            shrinking = False
-            for p, group in enumerate(groups):
-                if len(group) == 0:
-                    continue
+        waiting = voxels[layer <= top]
+        field = parity[layer <= top]
+        while True:
+            left = flat[waiting] == 1
+            waiting, field = waiting[left], field[left]
+            # Tips are judged before the eight passes: within them any border looks like a comb of tips.
+            tip = flat[waiting[:, None] + steps].sum(1) <= 1
+            before = len(waiting)
+            for p in range(8):
+                group = waiting[(field == p) & ~tip]
                 around = (flat[group[:, None] + steps] * bits).sum(1, dtype=np.uint32)
-                gone = removable(around)
-                flat[group[gone]] = 0
-                groups[p] = group[~gone]
-                shrinking |= bool(gone.any())
+                flat[group[simple(around)]] = 0
+            if int(flat[waiting].sum()) == before:
+                break
     skeleton[box] = inside[1:-1, 1:-1, 1:-1] != 0
     return skeleton

@@ -27,4 +27,4 @@ def test_weighted_sum_and_cross_entropy_over_annotated_voxels_only() -> None:
 
 def test_weights_are_checked() -> None:
     with pytest.raises(ValueError, match="not both 0"):
-        DiceCELoss(0, 0)
+        DiceCELoss(0.0, 0.0)

@@ -82,5 +82,5 @@ def test_shapes_are_checked_with_a_hint() -> None:
     logits = torch.zeros(1, 2, 4, 4, 4)
     # the plain function: under the tests' type checks the annotation would complain first
     check = getattr(known_channels, "__wrapped__", known_channels)
-    with pytest.raises(Exception, match="one shape|target"):
+    with pytest.raises(Exception, match=r"one shape|target"):
         check(logits, torch.zeros(1, 1, 4, 4, 4), None)

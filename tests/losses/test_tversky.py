@@ -68,6 +68,6 @@ def test_focal_exponent_has_a_finite_gradient_at_the_optimum() -> None:
 
 def test_nonsense_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="not both 0"):
-        TverskyLoss(fn_weight=0, fp_weight=0)
+        TverskyLoss(fn_weight=0.0, fp_weight=0.0)
     with pytest.raises(ValueError, match="exponent and smooth"):
-        TverskyLoss(exponent=0)
+        TverskyLoss(exponent=0.0)

@@ -1,8 +1,8 @@
 """The head around the arteries: brain, cerebrospinal fluid, bone, air and veins as volume fractions.
 
-Positions are (z, y, x) in mm (superior, anterior, right) from the suprasellar cistern, the middle of the circle
-of Willis. The shapes are rough anatomy; what matters is that bone, fluid and veins lie where they disturb a
-detector: under the carotids, around the circle, beside the middle cerebral arteries.
+Positions are (z, y, x) in mm (superior, anterior, right) from the suprasellar cistern, the middle of the
+circle of Willis. The shapes are rough anatomy; what matters is that bone, fluid and veins lie where they
+disturb a detector: under the carotids, around the circle, beside the middle cerebral arteries.
 """
 
 from dataclasses import dataclass
@@ -17,28 +17,27 @@ TISSUES = ("white", "grey", "fluid", "bone", "soft", "air", "vein")
 class HeadGeometry:
     """Where the head lies around the voxels of a canonical array."""
 
-    centre: tuple[
-        float, float, float
-    ]  # (d, h, w) fractional index of the suprasellar cistern, may be outside
+    centre: tuple[float, float, float]  # (d, h, w) fractional index of the suprasellar cistern
     scale: float = 1.0  # 1 = adult mean
 
 
-def value_noise(shape: tuple[int, ...], cell: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """Smooth random field (d, h, w) float32 in about -1..1, with `cell` voxels between its knots.
+def smooth_noise(shape: tuple[int, ...], cell: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    """Smooth random field (d, h, w) float32, mean 0, standard deviation 0.6, with knots every `cell` voxels.
 
-    Interpolates normal values with a quintic blend along one axis after the other; built from element-wise
+    A uniform cubic B-spline through normal values, along one axis after the other; built from element-wise
     operations only, so that the same generator gives the same bits whatever the number of threads.
     """
-    knots = [int(np.ceil(n / c)) + 2 for n, c in zip(shape, cell, strict=True)]
-    field = np.tanh(rng.standard_normal(knots, dtype=np.float32))
+    knots = [int(np.ceil(n / c)) + 4 for n, c in zip(shape, cell, strict=True)]
+    field = rng.standard_normal(knots, dtype=np.float32) * np.float32(0.6 / 0.332)  # 0.692 per axis, cubed
     for axis in (2, 1, 0):  # the last axis first: the arrays stay small for longest
         position = np.arange(shape[axis], dtype=np.float32) / np.float32(cell[axis])
         low = position.astype(np.intp)
-        t = position - low
-        t = t * t * t * (t * (t * 6 - 15) + 10)
-        t = t.reshape([-1 if a == axis else 1 for a in range(3)])
-        below = field.take(low, axis)
-        field = below + (field.take(low + 1, axis) - below) * t
+        t = (position - low.astype(np.float32)).reshape([-1 if a == axis else 1 for a in range(3)])
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        total = field.take(low, axis) * (weights[0] / 6)
+        for k in (1, 2, 3):
+            total += field.take(low + k, axis) * (weights[k] / 6)
+        field = total
     return field
 
 
@@ -48,23 +47,22 @@ def head_tissue(
     """Volume fractions of the tissues around the arteries, each (d, h, w) float32 in 0..1, with sum 1.
 
     Args:
-        lumen: (d, h, w) float32 volume fraction of arterial lumen; fluid surrounds it above the skull base, soft
-            tissue below.
+        lumen: (d, h, w) float32 volume fraction of arterial lumen; fluid surrounds it.
         spacing: (d, h, w) voxel size in mm.
     """
     shape = lumen.shape
     z, y, x = (
-        ((np.arange(n, dtype=np.float32) - c) * s / head.scale).reshape(
+        ((np.arange(n, dtype=np.float32) - float(c)) * float(s / head.scale)).reshape(
             [-1 if a == axis else 1 for a in range(3)]
         )
         for axis, (n, c, s) in enumerate(zip(shape, head.centre, spacing, strict=True))
     )
-    coarse = value_noise(shape, tuple(14 / spacing), rng)
-    fine = value_noise(shape, tuple(4.5 / spacing), rng)
-    soft = np.float32(0.35 / spacing.min())  # half width of a tissue border in 1/mm: about one voxel
+    coarse = smooth_noise(shape, tuple(11 / spacing), rng)
+    fine = smooth_noise(shape, tuple(4.5 / spacing), rng)
+    soft = float(0.35 / spacing.min())  # half width of a tissue border in 1/mm: about one voxel
 
     def inside(signed_mm: np.ndarray) -> np.ndarray:
-        return np.clip(np.float32(0.5) - signed_mm * soft, 0, 1)
+        return np.clip(0.5 - signed_mm * soft, 0, 1)
 
     # Skull: two ellipsoids. The circle lies before and below the middle of the brain.
     ellipsoid = np.sqrt(((z - 28) / 72) ** 2 + ((y + 18) / 86) ** 2 + (x / 69) ** 2) * 72
@@ -72,7 +70,7 @@ def head_tissue(
     shell = inside(np.abs(ellipsoid - 75) - 3)
     # Skull base: a height map of anterior, middle and posterior fossa with sella, clivus and petrous ridges.
     base = _skull_base(y, x)
-    depth = z - base - 2.2 * coarse  # mm above the base
+    depth = z - base - 3 * coarse - fine  # mm above the base
     bone = inside(np.abs(depth + 6) - 6) * np.clip(0.72 + 0.5 * fine, 0.25, 1)
     below = inside(depth)
     bone = np.maximum(bone, shell * (1 - below))
@@ -83,10 +81,14 @@ def head_tissue(
     sulcus = np.clip(1.6 - fold * 22, 0, 1)
     grey = np.clip(1.5 - fold * 5.5, 0, 1)
     cistern = np.maximum(
-        inside(np.sqrt(((z - 0.5) / 8) ** 2 + ((y + 1) / 14) ** 2 + (x / 13) ** 2) * 8 - 8 - coarse),
-        inside(np.sqrt(((z + 16) / 18) ** 2 + ((y + 13) / 4.5) ** 2 + (x / 11) ** 2) * 4.5 - 4.5 - coarse),
+        inside(np.sqrt(((z - 0.5) / 8) ** 2 + ((y + 1) / 14) ** 2 + (x / 13) ** 2) * 8 - 7 - 4 * coarse),
+        inside(
+            np.sqrt(((z + 16) / 18) ** 2 + ((y + 13) / 4.5) ** 2 + (x / 11) ** 2) * 4.5 - 4 - 2.5 * coarse
+        ),
     )
-    fissure = inside(np.abs(x + coarse) - 0.9) * inside(-(z - 3)) * inside(-(y + 2))
+    # The cleft between the hemispheres ends at the corpus callosum.
+    callosum = np.sqrt((z - 14) ** 2 + (0.66 * (y + 22)) ** 2)
+    fissure = inside(np.abs(x + coarse) - 0.9) * inside(-(z - 3)) * inside(20 - callosum)
     fluid = np.maximum.reduce([sulcus * (1 - cistern), cistern, fissure])
 
     # Vessels run in fluid, also where they would have met bone or brain.

@@ -1,4 +1,4 @@
-"""From a vessel lumen to a scan: tissue contrast, inflow, point spread, coil shading and noise of a modality."""
+"""From a vessel lumen to a scan: tissue contrast, inflow, point spread, coil shading and noise."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from aneurysm.data.phantom.head import HeadGeometry, head_tissue, value_noise
+from aneurysm.data.phantom.head import HeadGeometry, head_tissue, smooth_noise
 
 __all__ = ["HeadGeometry", "simulate_image"]
 
@@ -47,8 +47,8 @@ def simulate_image(
 
     Args:
         lumen: (d, h, w) float32 volume fraction of arterial lumen, sacs included, in 0..1, canonical axes.
-        modality: CTA (bright vessels, bone brighter), MRA (time of flight: inflow bright, falling to distal and in
-            slow flow), T1 (after contrast agent: bright), T2 (flow voids in bright fluid).
+        modality: CTA (bright vessels, bone brighter), MRA (time of flight: inflow bright, falling to
+            distal and in slow flow), T1 (after contrast agent: bright), T2 (flow voids in bright fluid).
         spacing: (d, h, w) voxel size in mm.
         rng: every random choice comes from it, so that the same state gives the same image.
         head: where the skull lies; None puts the middle of the circle of Willis into the middle of the array.
@@ -71,8 +71,8 @@ def simulate_image(
     image = np.zeros(lumen.shape, np.float32)
     levels = {name: getattr(look, name) * rng.uniform(0.94, 1.06) for name in tissue if name != "vein"}
     for name, share in tissue.items():
-        image += np.float32(levels.get(name, vein)) * share
-    blotches = value_noise(lumen.shape, tuple(2.5 / size), rng)
+        image += float(levels.get(name, vein)) * share
+    blotches = smooth_noise(lumen.shape, tuple(2.5 / size), rng)
     living = 1 - tissue["air"] - tissue["bone"]
     image += np.float32(look.texture) * blotches * living
     image += tissue["bone"] * blotches * np.float32(0.3 * look.bone)  # marrow beside compact bone
@@ -92,8 +92,8 @@ def _blood(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Signal of pure blood at every voxel, (d, h, w) float32."""
-    patchy = value_noise(lumen.shape, tuple(9 / spacing), rng)
-    # A wide lumen around a voxel means slow, swirling flow: near 1 in a large sac, below 0.5 in most arteries.
+    patchy = smooth_noise(lumen.shape, tuple(9 / spacing), rng)
+    # A wide lumen around a voxel means slow, swirling flow: near 1 in a large sac.
     width = rng.uniform(1.5, 1.9)
     slow = np.clip(gaussian_filter(lumen, width / spacing, truncate=2.5) * 2.2 - 0.9, 0, 1)
     if modality == "CTA":
@@ -124,7 +124,7 @@ def _acquire(
         grain = rng.uniform(0.35, 0.6)  # voxels; the reconstruction kernel correlates CT noise
         noise = gaussian_filter(noise, grain, truncate=2.5)
         return image + noise * np.float32(rng.uniform(7, 17) / noise.std())
-    shading = 1 + np.float32(rng.uniform(0.05, 0.2)) * value_noise(shape, tuple(45 / spacing), rng)
+    shading = 1 + np.float32(rng.uniform(0.05, 0.2)) * smooth_noise(shape, tuple(45 / spacing), rng)
     sigma = np.float32(max(artery, 110.0) / rng.uniform(18, 45))
     real = image * shading + sigma * rng.standard_normal(shape, dtype=np.float32)
     imaginary = sigma * rng.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,55 @@
+"""From configuration to objects: the only place where Hydra instantiates anything."""
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from aneurysm.stages.smart_net import GraphSettings
+from aneurysm.stages.stacker import Boosting
+
+
+def absent() -> None:
+    """The `none` option of a config group: nothing is built."""
+    return None
+
+
+def build(node: DictConfig, **runtime: Any) -> Any:
+    """Make the object that a config group describes.
+
+    Args:
+        node: a node with `_target_`.
+        runtime: arguments that exist only now, such as channel counts. They go straight to the call, so
+            they never pass through OmegaConf.
+    """
+    if not runtime:
+        return instantiate(node, _convert_="all")
+    return instantiate(node, _convert_="all", _partial_=True)(**runtime)
+
+
+def build_expert(cfg: DictConfig, graph_features: int) -> nn.Module:
+    """The expert network from its config groups.
+
+    Args:
+        graph_features: how many numbers the graph gives per candidate.
+    """
+    return build(
+        cfg.expert.net,
+        backbone=build(cfg.backbone),
+        fusion=build(cfg.fusion),
+        oscillator=build(cfg.oscillator),
+        metadata=build(cfg.metadata),
+        physics=build(cfg.physics),
+        graph_features=graph_features,
+    )
+
+
+def boosting(cfg: DictConfig) -> Boosting:
+    """Settings of the stacker's trees."""
+    return Boosting(**{k: cfg.stacker[k] for k in cfg.stacker}, seed=int(cfg.seed))
+
+
+def graph_settings(s: DictConfig) -> GraphSettings:
+    """Settings of the vessel graph and its candidates."""
+    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm))

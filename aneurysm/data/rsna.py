@@ -1,0 +1,276 @@
+"""The RSNA 2025 intracranial aneurysm data set as it lies on disk: series, labels, points, vessel masks."""
+
+import ast
+import dataclasses
+import hashlib
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from aneurysm.data.dicom import find_series, read_series_with_slices
+from aneurysm.data.errors import ReadError
+from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
+from aneurysm.data.nifti import read_mask
+from aneurysm.data.scan import Case, Grid, Lesion, Scan
+from aneurysm.data.slices import SliceIndex, read_header
+from aneurysm.data.tables import INDEX, LOCATION_KEYS
+
+log = logging.getLogger(__name__)
+
+MODALITY_NAMES = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2", "MRI T1post": "T1"}
+MATCH_MM = 5.0  # a point belongs to a mask's lesion up to this far outside the lesion's sphere
+
+
+class RsnaSource:
+    """Reads `series/<uid>/*.dcm`, `train.csv`, `train_localizers.csv` and `segmentations/`.
+
+    Vessel labels are `segmentations/<uid>_cowseg.nii[.gz]` or `segmentations/<uid>/<uid>_cowseg.nii[.gz]`;
+    lesion masks, which only our own data sets have, are `..._aneurysm.nii[.gz]` (k inside lesion k).
+    Empty label cells mean unknown (NaN). Series without a folder are logged and left out of the index.
+
+    The first use of the index raises ReadError when the root, train.csv or one of its columns is missing.
+    """
+
+    def __init__(self, root: Path | str, site: str = "rsna") -> None:
+        self.root = Path(root)
+        self.site = site
+
+    def index(self) -> pd.DataFrame:
+        """One row per series on disk (`tables.INDEX`); patients by the PatientID tag of the first image."""
+        return self._index.copy()
+
+    def case(self, series_uid: str) -> Case:
+        """A scan with its vessel labels, lesions and locations.
+
+        Lesions come from the lesion mask (centroid, and radius of the sphere of equal volume) with the
+        location of the nearest point; points without a mask give lesions without a radius. What could
+        not be used (a mask that does not fit, a point on a missing image) is in `scan.notes`.
+
+        Raises:
+            ReadError: the series is not in the index or its images cannot be read.
+        """
+        row = self._row(series_uid)
+        scan, slices = self._scan(series_uid, row)
+        notes = list(scan.notes)
+        vessel = self._mask(series_uid, "cowseg", scan.grid, notes)
+        aneurysm = self._mask(series_uid, "aneurysm", scan.grid, notes)
+        locations = row[list(LOCATION_KEYS)].to_numpy(np.float32)
+        points = self._points(series_uid, slices, notes)
+        lesions = match_lesions(measure_lesions(aneurysm, scan.grid), points)
+        positive = np.flatnonzero(locations == 1)
+        if len(lesions) == 1 and lesions[0].location is None and len(positive) == 1:
+            lesions = [dataclasses.replace(lesions[0], location=int(positive[0]))]
+        present = None if np.isnan(row["present"]) else bool(row["present"])
+        return Case(
+            scan=dataclasses.replace(scan, notes=tuple(notes)),
+            vessel=vessel,
+            aneurysm=aneurysm,
+            lesions=tuple(lesions),
+            present=present,
+            locations=locations,
+        )
+
+    def fingerprint(self, series_uid: str) -> str:
+        """A hash that changes when the labels, masks or images of a series change on disk."""
+        parts = [self._row(series_uid).to_json()]
+        parts += [str(point) for point in self._localizers.get(series_uid, [])]
+        folder = self.root / "series" / series_uid
+        paths = [folder, *(self._mask_path(series_uid, kind) for kind in ("cowseg", "aneurysm"))]
+        for path in paths:
+            if path is not None and path.exists():
+                status = path.stat()
+                parts.append(f"{path.name} {status.st_size if path.is_file() else 0} {status.st_mtime_ns}")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _index(self) -> pd.DataFrame:
+        path = self.root / "train.csv"
+        if not self.root.is_dir():
+            raise ReadError(f"{self.root}: no such folder. Set data.root to the folder that holds train.csv.")
+        table = _read_csv(path, ["SeriesInstanceUID", "Modality", *LABEL_COLUMNS])
+        on_disk = {p.name for p in (self.root / "series").glob("*") if p.is_dir()}
+        uids = table["SeriesInstanceUID"]
+        if repeated := sorted(uids[uids.duplicated()]):
+            raise ReadError(f"{path}: {len(repeated)} series are listed twice, first {repeated[0]}.")
+        missing = sorted(set(uids) - on_disk)
+        if missing:
+            log.warning(
+                "%s lists %d series without a folder in series/; left out: %s%s",
+                path, len(missing), ", ".join(missing[:3]), " ..." if len(missing) > 3 else "",
+            )  # fmt: skip
+        table = table[uids.isin(on_disk)]
+        if table.empty:
+            raise ReadError(f"{self.root / 'series'}: none of the {len(uids)} series of train.csv is here.")
+        unknown = sorted(set(table["Modality"]) - set(MODALITY_NAMES))
+        if unknown:
+            raise ReadError(f"{path}: unknown Modality {unknown}; expected {sorted(MODALITY_NAMES)}.")
+        frame = pd.DataFrame(
+            {
+                "series_uid": table["SeriesInstanceUID"],
+                "patient_id": [self._patient(uid) for uid in table["SeriesInstanceUID"]],
+                "modality": table["Modality"].map(MODALITY_NAMES),
+                "age": _numbers(table.get("PatientAge", pd.Series("", table.index)).str.rstrip("Yy")),
+                "sex": table.get("PatientSex", pd.Series("", table.index)).str.upper().str[:1],
+                "site": self.site,
+                **{
+                    key: _labels(table[name], name, path)
+                    for key, name in zip(LOCATION_KEYS, LOCATIONS, strict=True)
+                },
+                "present": _labels(table[PRESENT], PRESENT, path),
+            }
+        )
+        frame["sex"] = frame["sex"].where(frame["sex"].isin(["M", "F"]), "")
+        return INDEX.conform(frame)
+
+    @cached_property
+    def _localizers(self) -> dict[str, list[tuple[str, str, str]]]:
+        """Series uid -> (image uid, coordinates as written, location name)."""
+        path = self.root / "train_localizers.csv"
+        if not path.is_file():
+            log.warning("%s is missing: lesions are known from masks only", path)
+            return {}
+        table = _read_csv(path, ["SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"])
+        points: dict[str, list[tuple[str, str, str]]] = {}
+        for uid, sop_uid, coordinates, location in table.itertuples(index=False):
+            points.setdefault(uid, []).append((sop_uid, coordinates, location))
+        return points
+
+    def _row(self, series_uid: str) -> pd.Series:
+        rows = self._index[self._index["series_uid"] == series_uid]
+        if rows.empty:
+            raise ReadError(f"{series_uid}: not in the index of {self.root} ({len(self._index)} series).")
+        return rows.iloc[0]
+
+    def _patient(self, series_uid: str) -> str:
+        # Any image of the series names the patient; one series is one patient.
+        first = next((p for p in sorted((self.root / "series" / series_uid).iterdir())), None)
+        if first is None:
+            return series_uid  # an empty folder: reading the case will say so
+        try:
+            return str(read_header(first).get("PatientID") or series_uid)
+        except ReadError as error:
+            log.warning("%s", error)
+            return series_uid
+
+    def _scan(self, series_uid: str, row: pd.Series) -> tuple[Scan, SliceIndex]:
+        groups = find_series(self.root / "series" / series_uid)
+        if len(groups) > 1 and series_uid not in groups:
+            raise ReadError(
+                f"{self.root / 'series' / series_uid}: holds {len(groups)} series, none of them {series_uid}."
+            )
+        files = groups.get(series_uid) or next(iter(groups.values()))
+        scan, slices = read_series_with_slices(files, row["modality"])
+        age = None if np.isnan(row["age"]) else float(row["age"])
+        scan = dataclasses.replace(
+            scan,
+            series_uid=series_uid,
+            patient_id=row["patient_id"],
+            age=scan.age if age is None else age,
+            sex=row["sex"] or scan.sex,
+        )
+        return scan, slices
+
+    def _mask_path(self, series_uid: str, kind: str) -> Path | None:
+        folder = self.root / "segmentations"
+        for place in (folder, folder / series_uid):
+            for suffix in (".nii.gz", ".nii"):
+                if (path := place / f"{series_uid}_{kind}{suffix}").is_file():
+                    return path
+        return None
+
+    def _mask(self, series_uid: str, kind: str, grid: Grid, notes: list[str]) -> np.ndarray | None:
+        path = self._mask_path(series_uid, kind)
+        if path is None:
+            return None
+        try:
+            return read_mask(path, grid)
+        except ReadError as error:
+            log.warning("%s; the case is used without this mask", error)
+            notes.append(f"mask left out: {error}")
+            return None
+
+    def _points(self, series_uid: str, slices: SliceIndex, notes: list[str]) -> list[Lesion]:
+        points = []
+        for sop_uid, coordinates, location in self._localizers.get(series_uid, []):
+            try:
+                x, y, frame = parse_coordinates(coordinates)
+                centre = slices.to_mm(sop_uid, x, y, frame)
+            except ReadError as error:
+                log.warning("%s: a localizer was left out: %s", series_uid, error)
+                notes.append(f"localizer left out: {error}")
+                continue
+            if location not in LOCATIONS:
+                notes.append(f"localizer with unknown location {location!r}")
+            points.append(Lesion(centre, None, LOCATIONS.index(location) if location in LOCATIONS else None))
+        return points
+
+
+def parse_coordinates(text: str) -> tuple[float, float, int | None]:
+    """Column, row and 0-based frame from a cell such as "{'x': 258.36, 'y': 261.36, 'f': 12}".
+
+    Raises:
+        ReadError: not a Python dict with finite numbers x and y.
+    """
+    try:
+        point = ast.literal_eval(text)
+        x, y = float(point["x"]), float(point["y"])
+        frame = None if point.get("f") is None else round(float(point["f"]))
+    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ReadError(f"coordinates {text!r} are not of the form {{'x': 1.0, 'y': 2.0}}.") from error
+    if not np.isfinite([x, y]).all():
+        raise ReadError(f"coordinates {text!r} are not finite.")
+    return x, y, frame
+
+
+def measure_lesions(aneurysm: np.ndarray | None, grid: Grid) -> list[Lesion]:
+    """Centroid (RAS mm) and radius of the sphere of equal volume (mm) of every id in a lesion mask."""
+    lesions = []
+    for k in np.unique(aneurysm[aneurysm > 0]) if aneurysm is not None else ():
+        voxels = np.argwhere(aneurysm == k)
+        radius = (3 * len(voxels) * grid.voxel_mm3 / (4 * np.pi)) ** (1 / 3)
+        lesions.append(Lesion(grid.to_mm(voxels.mean(axis=0)), float(radius)))
+    return lesions
+
+
+def match_lesions(measured: list[Lesion], points: list[Lesion]) -> list[Lesion]:
+    """Give measured lesions the locations of their points, one to one and nearest first.
+
+    A point that lies more than `MATCH_MM` outside every measured lesion stays as a lesion of its own.
+    """
+    if not measured or not points:
+        return measured or points
+    distance = np.array([[np.linalg.norm(m.centre_mm - p.centre_mm) for p in points] for m in measured])
+    reach = np.array([m.radius_mm + MATCH_MM for m in measured])[:, None]
+    rows, columns = linear_sum_assignment(np.where(distance <= reach, distance, 1e6))
+    matched = {m: p for m, p in zip(rows, columns, strict=True) if distance[m, p] <= reach[m, 0]}
+    lesions = [
+        dataclasses.replace(lesion, location=points[matched[m]].location) if m in matched else lesion
+        for m, lesion in enumerate(measured)
+    ]
+    return lesions + [point for p, point in enumerate(points) if p not in matched.values()]
+
+
+def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table of strings, empty cells as ''."""
+    if not path.is_file():
+        raise ReadError(f"{path} is missing. The root must be the folder that holds train.csv and series/.")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [column for column in columns if column not in table.columns]:
+        raise ReadError(f"{path}: columns {missing} are missing; it has {list(table.columns)}.")
+    return table
+
+
+def _numbers(cells: pd.Series) -> pd.Series:
+    return pd.to_numeric(cells, errors="coerce").astype("float32")
+
+
+def _labels(cells: pd.Series, name: str, path: Path) -> pd.Series:
+    values = _numbers(cells)
+    wrong = ~(values.isin([0, 1]) | cells.str.strip().isin(["", "nan", "NaN"]))
+    if wrong.any():
+        raise ReadError(f"{path}: {name} must be 0, 1 or empty, found {cells[wrong].iloc[0]!r}.")
+    return values

@@ -1,0 +1,334 @@
+"""The expert: looks at one candidate's crop and says whether, where, which voxels and how sure.
+
+Path: fusion of the modalities -> backbone stages -> oscillators on the stride-8 map -> metadata gate on the
+deepest map -> light decoder to a mask -> features pooled around the candidate -> heads. The candidate sits at
+the centre of the crop.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from aneurysm.data.labels import LOCATIONS
+from aneurysm.nets.akorn import OscillatorState
+from aneurysm.nets.fusion import SLOTS
+from aneurysm.nets.metadata import LearnedMissing, encode_metadata
+
+MAX_OFFSET_MM = 10.0
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Something that follows a batch to a device, such as the collocation points of the flow."""
+
+    def to(self, device: torch.device | str) -> "Movable": ...
+
+
+@runtime_checkable
+class FlowReading(Protocol):
+    """What a physics head says about a batch of candidates."""
+
+    loss: Tensor  # (b,)
+    residual_log10: Tensor  # (b,)
+    coherence: Tensor  # (b,)
+    features: Tensor  # (b, feature_count)
+    valid: Tensor  # (b,) bool
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What the expert needs of a backbone; `WaveFormerEncoder` is one."""
+
+    widths: Sequence[int]  # channels per stage, fine to coarse
+    strides: Sequence[int]  # voxels per cell per stage, the first that of the fusion
+    patch_embed: nn.Module  # Conv3d(1, widths[0], 2, 2), the pretrained stem
+
+    def encode(self, x: Tensor) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertBatch:
+    """Candidates with everything known about them."""
+
+    image: Float[Tensor, "b 4 d h w"]  # normalised intensity per slot; absent slots are never read
+    present: Bool[Tensor, "b 4"]
+    vessel: Float[Tensor, "b 1 d h w"]  # probability
+    age: Float[Tensor, "b"]  # years, NaN unknown
+    sex: Float[Tensor, "b"]  # 0 male, 1 female, NaN unknown
+    position: Float[Tensor, "b 3"]  # (x, y, z) mm / 50 from the centre of the vessel tree, NaN unknown
+    graph: Float[Tensor, "b f"]  # standardised node features of the candidate, NaN unknown
+    flow: Movable | None = None  # FlowPoints of the batch
+
+    def to(self, device: torch.device | str) -> "ExpertBatch":
+        """The same batch on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if v is not None})
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertOutput:
+    """What the expert says about every candidate."""
+
+    logit: Float[Tensor, "b"]  # of being an aneurysm
+    location_logits: Float[Tensor, "b 13"]  # labels.LOCATIONS
+    mask_logit: Float[Tensor, "b 1 d h w"]  # of the aneurysm's voxels, on the grid of the crop
+    offset_mm: Float[Tensor, "b 3"]  # (x, y, z) from the crop's centre to the aneurysm's, each within 10 mm
+    order_parameter: Float[Tensor, "b"]  # synchrony in [0, 1]; NaN without oscillators
+    oscillator: OscillatorState | None
+    physics: FlowReading | None
+    embedding: Float[Tensor, "b e"]  # image features before the heads
+
+
+def _voxels_from_centre(cells: int, voxels: int, like: Tensor) -> Float[Tensor, "cells"]:
+    """Distance of every cell's middle from the crop's centre along one axis, in voxels of the crop."""
+    middle = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) / cells
+    return (middle - 0.5) * voxels
+
+
+def centre_pool(
+    features: Float[Tensor, "b c d h w"], crop: Sequence[int], sigma: float
+) -> Float[Tensor, "b c"]:
+    """Average under a Gaussian window (sigma in voxels of the crop) at the crop's centre."""
+    pooled = features
+    for size in reversed(list(crop)):  # one axis after the other, last first
+        distance = _voxels_from_centre(pooled.shape[-1], size, pooled)
+        weight = torch.softmax(-(distance**2) / (2 * sigma**2), dim=0)
+        pooled = (pooled * weight.to(pooled.dtype)).sum(-1)
+    return pooled
+
+
+def expected_place(score: Float[Tensor, "b 1 d h w"], crop: Sequence[int]) -> Float[Tensor, "b 3"]:
+    """Mean (x, y, z) under a softmax over the map, in voxels of the crop from its centre."""
+    weight = score.float().flatten(1).softmax(1).view(score.shape[0], *score.shape[2:])
+    along = []
+    for axis in (3, 2, 1):  # w, h, d are x, y, z
+        others = tuple(a for a in (1, 2, 3) if a != axis)
+        distance = _voxels_from_centre(weight.shape[axis], crop[axis - 1], weight)
+        along.append((weight.sum(others) * distance).sum(1))
+    return torch.stack(along, dim=1)
+
+
+class MaskDecoder(nn.Module):
+    """From the coarsest stage up: enlarge, add the projected skip, convolve; at last unfold to voxels."""
+
+    def __init__(self, widths: Sequence[int], first_stride: int, decoder_width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv3d(width, decoder_width, 1) for width in widths)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(decoder_width, decoder_width, 3, padding=1),
+                nn.GroupNorm(math.gcd(8, decoder_width), decoder_width),
+                nn.GELU(),
+            )
+            for _ in widths
+        )
+        self.logit = nn.ConvTranspose3d(decoder_width, 1, first_stride, first_stride)
+        # A sac fills about 5 % of a crop: start there, or the mask loss spends its first steps on it.
+        nn.init.constant_(self.logit.bias, math.log(0.05 / 0.95))  # pyright: ignore[reportArgumentType]
+
+    def forward(
+        self, stages: Sequence[Tensor], crop: Sequence[int]
+    ) -> tuple[Float[Tensor, "b c p q r"], Float[Tensor, "b 1 d h w"]]:
+        """Finest decoder features and mask logits of the crop's size."""
+        x = self.smooth[-1](self.lateral[-1](stages[-1]))
+        for index in range(len(stages) - 2, -1, -1):
+            x = F.interpolate(x, stages[index].shape[2:], mode="trilinear", align_corners=False)
+            x = self.smooth[index](x + self.lateral[index](stages[index]))
+        d, h, w = crop
+        return x, self.logit(x)[..., :d, :h, :w]  # odd crops come back one voxel larger
+
+
+class RunningScale(nn.Module):
+    """Standardises features by running statistics of the valid rows, the same in training and evaluation.
+
+    Batch statistics would make a candidate's score depend on its neighbours. Flow features range over
+    decades, so they are also clipped to +-5. Invalid or non-finite rows become 0.
+    """
+
+    def __init__(self, features: int, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.mean: Tensor
+        self.square: Tensor
+        self.seen: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("square", torch.ones(features))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "b f"], valid: Bool[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """Standardised rows (b, f) without gradient; zeros where not valid."""
+        x = x.detach().to(self.mean.dtype)
+        valid = valid & x.isfinite().all(1)
+        x = torch.where(valid[:, None], x, torch.zeros_like(x))
+        if self.training:
+            with torch.no_grad():
+                count = valid.sum()
+                # an average over the first batches, then an exponential one; no step without valid rows
+                rate = torch.where(count > 0, (1 / (self.seen + 1)).clamp(min=self.momentum), 0.0)
+                rows = count.clamp(min=1)
+                self.mean.lerp_(x.sum(0) / rows, rate)
+                self.square.lerp_((x**2).sum(0) / rows, rate)
+                self.seen += (count > 0).to(self.seen.dtype)
+        deviation = (self.square - self.mean**2).clamp(min=1e-6).sqrt()
+        return torch.where(valid[:, None], ((x - self.mean) / deviation).clamp(-5, 5), torch.zeros_like(x))
+
+
+class ExpertNet(nn.Module):
+    """Classifies, locates and segments the candidate in the centre of a crop.
+
+    Fusion, oscillators and metadata gate depend on the backbone's widths, so they come as callables (in a
+    config: `_partial_: true`) and are built here. A physics head does not and comes built.
+
+    Args:
+        backbone: encoder with `widths`, `strides`, `patch_embed`, `encode`. Its own patch embedding is
+            frozen, the fusion's stems replace it.
+        fusion: called as fusion(width=...), e.g. a partial of `CrossAttentionFusion`.
+        oscillator: called as oscillator(channels=...), e.g. a partial of `AkornBlock`; None for none.
+        metadata: called as metadata(channels=...), e.g. a partial of `MetadataGate`; None for none.
+        physics: module with `latent_dim` and `feature_count`, called as physics(latent (b, latent_dim),
+            flow, progress) -> `FlowReading`; skipped for batches without flow points; None for none.
+        graph_features: f of the batch's graph features.
+        head_width: size of the embedding and of the heads. dropout: before the heads.
+        decoder_width: channels of the mask decoder.
+        oscillator_stride: of the stage that gets the oscillators.
+        centre_sigma: width of the window around the candidate, in voxels of the crop.
+    Raises:
+        ValueError: when the backbone has no stage of `oscillator_stride`.
+    """
+
+    def __init__(
+        self,
+        backbone: Encoder,
+        fusion: Callable[..., nn.Module],
+        oscillator: Callable[..., nn.Module] | None = None,
+        metadata: Callable[..., nn.Module] | None = None,
+        physics: nn.Module | None = None,
+        graph_features: int = 8,
+        head_width: int = 64,
+        dropout: float = 0.2,
+        decoder_width: int = 32,
+        oscillator_stride: int = 8,
+        centre_sigma: float = 6.0,
+    ) -> None:
+        super().__init__()
+        widths, strides = list(backbone.widths), list(backbone.strides)
+        if oscillator_stride not in strides:
+            raise ValueError(
+                f"Oscillators were asked for at stride {oscillator_stride}, but the backbone has strides "
+                f"{strides}. Set oscillator_stride to one of them."
+            )
+        self.backbone = backbone
+        backbone.patch_embed.requires_grad_(False)
+        self.fusion = fusion(width=widths[0])
+        self.stage = strides.index(oscillator_stride)
+        self.oscillator = oscillator(channels=widths[self.stage]) if oscillator else None
+        self.metadata = metadata(channels=widths[-1]) if metadata else None
+        self.decoder = MaskDecoder(widths, strides[0], decoder_width)
+        # Looking at the centre costs little on fine maps; stride 2 is left to the decoder's features.
+        self.centre_stages = [index for index, stride in enumerate(strides) if stride in (4, 8)]
+        self.centre_sigma = centre_sigma
+        sizes = [widths[-1], *(widths[index] for index in self.centre_stages), decoder_width, decoder_width]
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
+        self.embed = nn.Sequential(nn.Linear(sum(sizes), head_width), nn.GELU(), nn.LayerNorm(head_width))
+        self.dropout = nn.Dropout(dropout)
+
+        self.known_graph, self.known_position = LearnedMissing(graph_features), LearnedMissing(3)
+        self.classify = nn.Linear(head_width + graph_features, head_width)
+        self.logit = nn.Linear(head_width, 1)
+        self.locate = nn.Sequential(
+            nn.Linear(head_width + 3 + SLOTS, head_width), nn.GELU(), nn.Linear(head_width, len(LOCATIONS))
+        )
+        self.place_score = nn.Conv3d(decoder_width, 1, 1, bias=False)  # a bias would cancel in the softmax
+        self.offset = nn.Linear(head_width + 3, 3)
+
+        self.physics = physics
+        if physics is not None:
+            latent, features = int(physics.latent_dim), int(physics.feature_count)  # pyright: ignore
+            self.to_latent = nn.Linear(head_width, latent)
+            self.flow_scale = RunningScale(features)
+            self.from_flow = nn.Linear(features, head_width, bias=False)
+            nn.init.zeros_(self.from_flow.weight)
+
+    def forward(self, batch: ExpertBatch, progress: float = 1.0) -> ExpertOutput:
+        """Everything the expert says about candidates; `progress` 0..1 of training steers the physics."""
+        crop = batch.image.shape[2:]
+        stages = list(self.backbone.encode(self.fusion(batch.image, batch.present, batch.vessel)))
+        state = None
+        if self.oscillator is not None:
+            stages[self.stage], state = self.oscillator(stages[self.stage])
+        if self.metadata is not None:
+            encoded = encode_metadata(batch.age, batch.sex, batch.present)
+            stages[-1] = self.metadata(stages[-1], encoded)
+        fine, mask_logit = self.decoder(stages, crop)
+        # In bfloat16 an offset of 8 mm has steps of 0.06 mm, and probabilities near 1 coincide.
+        with torch.autocast(fine.device.type, enabled=False):
+            single = self.logit.weight.dtype
+            stages = [stage.to(single) for stage in stages]
+            return self._answer(batch, progress, stages, fine.to(single), mask_logit.to(single), state)
+
+    def _answer(
+        self,
+        batch: ExpertBatch,
+        progress: float,
+        stages: list[Tensor],
+        fine: Float[Tensor, "b c p q r"],
+        mask_logit: Float[Tensor, "b 1 d h w"],
+        state: OscillatorState | None,
+    ) -> ExpertOutput:
+        crop = batch.image.shape[2:]
+        embedding = self._pool(stages, fine, mask_logit, crop)  # (b, head_width)
+
+        reading, hint = self._read_flow(embedding, batch, progress)
+        seen = self.dropout(embedding)
+        hidden = self.classify(torch.cat((seen, self.known_graph(batch.graph)), dim=1)) + hint
+        location = (seen, self.known_position(batch.position), batch.present.to(seen.dtype))
+        place = expected_place(self.place_score(fine), crop) / 10  # about unit size
+        return ExpertOutput(
+            logit=self.logit(F.gelu(hidden)).squeeze(1),
+            location_logits=self.locate(torch.cat(location, dim=1)),
+            mask_logit=mask_logit,
+            offset_mm=MAX_OFFSET_MM * torch.tanh(self.offset(torch.cat((seen, place), dim=1))),
+            order_parameter=torch.full_like(batch.age, torch.nan) if state is None else state.order_parameter,
+            oscillator=state,
+            physics=reading,
+            embedding=embedding,
+        )
+
+    def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a pretrained backbone's state dict: its encoder, and its embedding in every stem."""
+        self.backbone.load_state_dict(dict(state))  # pyright: ignore[reportAttributeAccessIssue]
+        self.fusion.load_stem(self.backbone.patch_embed.state_dict())  # pyright: ignore[reportCallIssue]
+
+    def _pool(
+        self, stages: list[Tensor], fine: Tensor, mask_logit: Tensor, crop: Sequence[int]
+    ) -> Float[Tensor, "b e"]:
+        """Global average, windows around the candidate, and what lies under the predicted mask."""
+        # Detached: the classifier must not bend the mask to get at features it likes.
+        mask = F.interpolate(mask_logit.detach().sigmoid(), fine.shape[2:], mode="area")
+        under_mask = (fine * mask).flatten(2).sum(2) / mask.flatten(2).sum(2).clamp(min=1e-6)
+        parts = [
+            stages[-1].flatten(2).mean(2),
+            *(centre_pool(stages[index], crop, self.centre_sigma) for index in self.centre_stages),
+            centre_pool(fine, crop, self.centre_sigma),
+            under_mask,
+        ]
+        return self.embed(torch.cat([norm(p) for norm, p in zip(self.norms, parts, strict=True)], dim=1))
+
+    def _read_flow(
+        self, embedding: Float[Tensor, "b e"], batch: ExpertBatch, progress: float
+    ) -> tuple[FlowReading | None, Tensor | float]:
+        """The physics head's reading and what it adds to the classifier, nothing at the start.
+
+        The features are detached: the flow informs the classifier, but the classifier cannot make a flow look
+        more or less plausible than the equations allow.
+        """
+        if self.physics is None or batch.flow is None:
+            return None, 0.0
+        reading = self.physics(self.to_latent(embedding), batch.flow, progress)
+        return reading, self.from_flow(self.flow_scale(reading.features, reading.valid))

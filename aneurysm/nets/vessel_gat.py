@@ -1,0 +1,153 @@
+"""Node classifiers on vessel graphs: a graph attention network, and the same head without any neighbours.
+
+Source: dynamic graph attention (GATv2), Brody, Alon and Yahav, ICLR 2022.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv
+from torch_geometric.utils import scatter
+
+_FAR = 6.0  # standard deviations; one wild measurement must not silence the others
+
+
+class Standardise(nn.Module):
+    """Subtract the mean and divide by the spread of features seen in training; identity until calibrated."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    @torch.no_grad()
+    def calibrate(self, x: Float[Tensor, "n f"]) -> None:
+        """Measure on the nodes of the training graphs; constant columns keep their scale."""
+        if x.shape[1] != len(self.mean):
+            raise ValueError(f"Expected {len(self.mean)} columns to calibrate on but got {x.shape[1]}.")
+        if len(x) < 2:
+            raise ValueError(f"Calibration needs at least two rows but got {len(x)}.")
+        self.mean.copy_(x.mean(0))
+        spread = x.std(0)
+        self.scale.copy_(torch.where(spread > 1e-4, spread, torch.ones_like(spread)))
+
+    def forward(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
+        return ((x - self.mean) / self.scale).clamp(-_FAR, _FAR)
+
+
+class VesselGat(nn.Module):
+    """Score every node of a vessel graph for being an aneurysm, by attention over its neighbours.
+
+    Args:
+        in_features: columns of the node features.
+        edge_features: columns of the edge features.
+        hidden: width of a layer; a multiple of `heads`.
+        layers: how many edges away a node can see; 0 leaves only the mean of the whole graph.
+        heads: attention heads per layer.
+        dropout: on hidden units and attention weights.
+        residual: add the input of each layer to its output.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        edge_features: int,
+        hidden: int = 32,
+        layers: int = 3,
+        heads: int = 4,
+        dropout: float = 0.1,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        if hidden % heads:
+            raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads}).")
+        self.node_scale = Standardise(in_features)
+        self.edge_scale = Standardise(edge_features)
+        self.embed = nn.Linear(in_features, hidden)
+        self.attention = nn.ModuleList(
+            GATv2Conv(hidden, hidden // heads, heads=heads, edge_dim=edge_features, dropout=dropout)
+            for _ in range(layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+        # The mean of the whole graph tells what is usual in this patient.
+        self.head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
+        """Fit the input scaling to the nodes (and edges) of the training graphs."""
+        self.node_scale.calibrate(x)
+        if edge_attr is not None:
+            self.edge_scale.calibrate(edge_attr)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n f"],
+        edge_index: Int[Tensor, "2 e"],
+        edge_attr: Float[Tensor, "e g"],
+        batch: Int[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """Logit per node; `batch` says which graph a node belongs to."""
+        if len(x) == 0:  # a batch of empty graphs keeps its gradient path
+            return x.new_zeros(0) + 0.0 * self.embed.weight.sum()
+        h = self.embed(self.node_scale(x))  # (n, hidden)
+        edge_attr = self.edge_scale(edge_attr)
+        for attention, norm in zip(self.attention, self.norms, strict=True):
+            update = self.dropout(nn.functional.gelu(attention(norm(h), edge_index, edge_attr)))
+            h = h + update if self.residual else update
+        usual = scatter(h, batch, dim=0, reduce="mean")[batch]  # (n, hidden)
+        return self.head(torch.cat([h, usual], dim=1)).squeeze(1)
+
+
+class VesselMlp(nn.Module):
+    """The ablation of VesselGat: each node is scored from its own features, edges are ignored.
+
+    Args:
+        in_features: columns of the node features.
+        edge_features: accepted so that both nets are built alike; not used.
+        hidden: width of a layer.
+        layers: residual layers.
+        heads: accepted so that both nets are built alike; not used.
+        dropout: on hidden units.
+        residual: add the input of each layer to its output.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        edge_features: int,
+        hidden: int = 32,
+        layers: int = 3,
+        heads: int = 4,
+        dropout: float = 0.1,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.node_scale = Standardise(in_features)
+        self.embed = nn.Linear(in_features, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout))
+            for _ in range(layers)
+        )
+        self.residual = residual
+        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
+        """Fit the input scaling to the nodes of the training graphs."""
+        self.node_scale.calibrate(x)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n f"],
+        edge_index: Int[Tensor, "2 e"],
+        edge_attr: Float[Tensor, "e g"],
+        batch: Int[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """Logit per node."""
+        h = self.embed(self.node_scale(x))  # (n, hidden)
+        for block in self.blocks:
+            h = h + block(h) if self.residual else block(h)
+        return self.head(h).squeeze(1)

@@ -1,0 +1,276 @@
+"""Predict: read new scans with a trained bundle and write what a person and a program need of each."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+import aneurysm
+from aneurysm.command_line import entry_point
+from aneurysm.data.dicom import find_series, read_series
+from aneurysm.data.errors import ReadError, UserError
+from aneurysm.data.files import replacing
+from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, MODALITIES
+from aneurysm.data.nifti import read_nifti, series_name, write_nifti
+from aneurysm.data.scan import Scan
+from aneurysm.data.tables import EXPERT, LOCATION_KEYS
+from aneurysm.pipeline import Detection, Detector
+from aneurysm.report.scan_page import ScanLine, ScanReport, write_overview_page, write_scan_page
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One scan to read, not read yet."""
+
+    name: str
+    read: Callable[[], Scan]
+
+
+def predict(cfg: DictConfig) -> None:
+    """Predict every scan under `cfg.input`; one that cannot be read is named and the others go on.
+
+    Raises:
+        UserError: there is nothing to read, the bundle does not fit, or at least one scan failed.
+    """
+    if cfg.modality is not None and cfg.modality not in MODALITIES:
+        raise UserError(f"modality={cfg.modality}: it is one of {', '.join(MODALITIES)}.")
+    if cfg.sex not in (None, "M", "F"):
+        raise UserError(f"sex={cfg.sex}: it is M or F.")
+    if not 0 < float(cfg.threshold) < 1:
+        raise UserError(f"threshold={cfg.threshold}: it is a probability between 0 and 1.")
+    if cfg.threads:
+        torch.set_num_threads(int(cfg.threads))
+    inputs = find_inputs(Path(cfg.input), cfg.modality)
+    detector = Detector.load(Path(cfg.bundle), device=cfg.accelerator.replace("gpu", "cuda"))
+    output = Path(cfg.output)
+    lines: list[ScanLine] = []
+    for number, one in enumerate(inputs, start=1):
+        started = time.monotonic()
+        try:
+            scan = one.read()
+            scan = replace(
+                scan,
+                age=float(cfg.age) if cfg.age is not None else scan.age,
+                sex=cfg.sex if cfg.sex is not None else scan.sex,
+            )
+            read = time.monotonic()
+            detection = detector(scan)
+            timings = {"reading": read - started, "detection": time.monotonic() - read}
+            line = write_scan(output / scan.series_uid, detection, detector, float(cfg.threshold), timings)
+        except ValueError as error:
+            log.error("%s was not predicted: %s", one.name, error)
+            lines.append(ScanLine(one.name, error=str(error)))
+            continue
+        finally:
+            write_tables(output, lines)
+        lines.append(line)
+        write_tables(output, lines)
+        log.info(
+            "%d/%d  %s  %s  aneurysm present %.2f, %d candidates  (%.0f s)",
+            number,
+            len(inputs),
+            scan.series_uid,
+            scan.modality,
+            line.present,
+            line.candidates,
+            time.monotonic() - started,
+        )
+    log.info("Results: %s", output / "predictions.csv")
+    log.info("To look at: %s", output / "index.html")
+    failed = [line for line in lines if line.error]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(inputs)} scans could not be predicted; the others are in {output}.")
+
+
+def find_inputs(path: Path, modality: str | None) -> list[Input]:
+    """All scans at a path: a NIfTI file, a DICOM series, or any folder tree of both.
+
+    Args:
+        modality: CTA, MRA, T1 or T2; needed for NIfTI files whose name does not say it.
+
+    Raises:
+        ReadError: nothing there, or nothing that is a scan.
+    """
+    if not path.exists():
+        raise ReadError(f"{path} does not exist: give a DICOM folder, a NIfTI file or a folder of series.")
+    if path.is_file() and _is_nifti(path):
+        return [_nifti(path, modality)]
+    folder = path if path.is_dir() else path.parent
+    found = [_nifti(p, modality) for p in sorted(folder.rglob("*")) if p.is_file() and _is_nifti(p)]
+    try:
+        series = find_series(folder)
+    except ReadError:
+        if not found:
+            raise
+        series = {}
+    if path.is_file():  # one DICOM file stands for its series
+        series = {uid: files for uid, files in series.items() if path in files}
+        found = []
+    for uid, files in series.items():
+        found.append(Input(uid, lambda files=files: read_series(files, modality)))
+    if not found:
+        raise ReadError(f"{path} holds no DICOM series and no NIfTI file.")
+    return found
+
+
+def write_scan(
+    folder: Path, detection: Detection, detector: Detector, threshold: float, timings: dict[str, float]
+) -> ScanLine:
+    """Write one scan's masks, JSON and page; returns its line for the overview."""
+    scan, case = detection.scan, detection.case
+    lumen = detection.probability["vessel"] >= detection.threshold
+    write_nifti(folder / "vessels.nii.gz", lumen.astype(np.uint8), case.grid, scan.source)
+    write_nifti(folder / "candidates.nii.gz", _candidate_mask(detection, threshold), case.grid, scan.source)
+    with replacing(folder / "report.json") as part:
+        part.write_text(json.dumps(_plain_report(detection, detector), indent=2))
+    candidates = detection.candidates
+    if candidates.empty:
+        candidates = EXPERT.conform(pd.DataFrame(columns=list(EXPERT.columns)))
+    report = ScanReport(
+        series_uid=scan.series_uid,
+        patient_id=scan.patient_id,
+        modality=scan.modality,
+        image=case.image,
+        grid=case.grid,
+        source=scan.source,
+        probabilities=detection.labels,
+        candidates=candidates,
+        vessel=lumen,
+        graph=detection.graph,
+        node_score=detection.node_scores,
+        age=scan.age,
+        sex=scan.sex,
+        notes=scan.notes,
+        model=_model(detector),
+        timings=timings,
+    )
+    write_scan_page(folder / "index.html", report)
+    return ScanLine(
+        series_uid=scan.series_uid,
+        patient_id=scan.patient_id,
+        modality=scan.modality,
+        probabilities=detection.labels,
+        candidates=len(detection.candidates),
+        best_candidate=float(detection.candidates.p.max()) if len(detection.candidates) else float("nan"),
+        page=f"{folder.name}/index.html",
+    )
+
+
+def write_tables(output: Path, lines: list[ScanLine]) -> None:
+    """Write `predictions.csv` (the 14 columns in submission order) and the overview, atomically."""
+    done = [line for line in lines if line.probabilities is not None]
+    table = pd.DataFrame([line.probabilities for line in done], columns=list(LABEL_COLUMNS))
+    table.insert(0, "SeriesInstanceUID", [line.series_uid for line in done])
+    with replacing(output / "predictions.csv") as part:
+        table.to_csv(part, index=False, float_format="%.6f")
+    write_overview_page(output / "index.html", lines)
+
+
+def _candidate_mask(detection: Detection, threshold: float) -> np.ndarray:
+    """Sac voxels, labelled 1, 2, ... by the rank of the candidate they belong to."""
+    mask = np.zeros(detection.case.grid.shape, np.uint8)
+    kept = detection.candidates[detection.candidates.p >= threshold] if len(detection.candidates) else []
+    sac = np.argwhere(detection.sac >= 0.5)
+    if not len(kept) or not len(sac):
+        return mask
+    centres = kept[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float64)
+    distance = np.linalg.norm(detection.case.grid.to_mm(sac)[:, None] - centres[None], axis=-1)
+    nearest = distance.argmin(1)
+    # Sac probability of another, rejected candidate nearby must not be drawn as this one's.
+    near = distance[np.arange(len(sac)), nearest] <= 10.0
+    mask[tuple(sac[near].T)] = nearest[near] + 1
+    return mask
+
+
+def _plain_report(detection: Detection, detector: Detector) -> dict:
+    scan = detection.scan
+    candidates = []
+    for rank, row in enumerate(detection.candidates.itertuples(), start=1):
+        place = np.array([row.x_mm, row.y_mm, row.z_mm], np.float64)
+        logits = np.array([getattr(row, f"{key}_logit") for key in LOCATION_KEYS])
+        share = np.exp(logits - logits.max())
+        candidates.append(
+            {
+                "rank": rank,
+                "position_mm": place.round(3).tolist(),
+                "position_voxel": scan.source.to_index(place).round(3).tolist(),
+                "location": LOCATIONS[int(logits.argmax())],
+                "location_probability": float(share.max() / share.sum()),
+                "probability": float(row.p),
+                "order_parameter": _finite(row.order_parameter),
+                "physics_residual": _finite(row.physics_residual),
+                "flow_coherence": _finite(row.flow_coherence),
+                "smart_net_score": float(row.score),
+                "volume_mm3": float(row.volume_mm3),
+            }
+        )
+    return {
+        "series_uid": scan.series_uid,
+        "patient_id": scan.patient_id,
+        "modality": scan.modality,
+        "age": scan.age,
+        "sex": scan.sex,
+        "notes": list(scan.notes),
+        "input": {
+            "shape": list(scan.source.shape),
+            "affine": scan.source.affine.tolist(),
+            "axes": "voxel positions are in the array order of the input: slice, row, column for DICOM; i, j, k for NIfTI",
+        },
+        "world": "RAS+, mm",
+        "probabilities": dict(zip(LABEL_COLUMNS, map(float, detection.labels), strict=True)),
+        "candidates": candidates,
+        "units": {"physics_residual": "log10 of the dimensionless Navier-Stokes residual", "order_parameter": "0..1"},
+        "model": _model(detector),
+        "not_a_medical_device": True,
+    }
+
+
+def _model(detector: Detector) -> str:
+    note = detector.note
+    trained = note["trained_on"]
+    return (
+        f"{note['experiment']}, {note['folds']} folds, trained on {trained['series']} series of "
+        f"{trained['patients']} patients with aneurysm {note['version']}; predicted with {aneurysm.__version__}"
+    )
+
+
+def _nifti(path: Path, modality: str | None) -> Input:
+    def read() -> Scan:
+        known = modality or _modality_in(series_name(path))
+        if known is None:
+            raise ReadError(
+                f"{path}: a NIfTI file does not say how it was acquired; add modality=CTA, MRA, T1 or T2."
+            )
+        return read_nifti(path, known)
+
+    return Input(series_name(path), read)
+
+
+def _modality_in(name: str) -> str | None:
+    """The modality that a file name spells out, when it is exactly one."""
+    words = name.upper().replace("-", "_").replace(".", "_").split("_")
+    spelled = {"TOF": "MRA", "ANGIO": "MRA", "CT": "CTA", "T1W": "T1", "T2W": "T2", **{m: m for m in MODALITIES}}
+    found = {spelled[word] for word in words if word in spelled}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def main() -> None:
+    """Command line of `predict.py`."""
+    entry_point("predict", predict)()

@@ -1,0 +1,107 @@
+"""Stage 1, pretrain: the WaveFormer backbone learns anatomy by filling in what a mask hides."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from aneurysm.data.augment import Augmentation, move
+from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.volumes import crop, network_image, remembered
+
+
+# Geometry only: the task is to reconstruct intensities, so they stay what they are.
+AUGMENTATION = Augmentation(flip_chance=0.5)
+
+
+class PretrainModule(LightningModule):
+    """Masked reconstruction: hide blocks, reconstruct them, learn from hidden voxels alone."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        masking: Callable[..., Tensor],
+        lr: float,
+        weight_decay: float,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.net, self.masking, self.seed = net, masking, seed
+        self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
+
+    def _step(self, image: Tensor, index: int, split: str) -> Tensor:
+        # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks.
+        epoch = self.current_epoch if split == "train" else 10**6
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch, index)) % 2**31)
+        progress = min(1.0, self.global_step / max(1, self.total_steps))
+        shape = (len(image), *image.shape[2:])
+        loss_map = None
+        if getattr(self.masking, "needs_loss_map", False):
+            seen = self.masking(None, shape, progress, generator).to(image.device)
+            with torch.no_grad():
+                loss_map = self.net(image, seen).per_block_loss
+        active = self.masking(loss_map, shape, progress, generator).to(image.device)
+        return log_step(self, StepOutput(self.net(image, active).loss), split, len(image))
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        return self._step(batch, index, "train")
+
+    def validation_step(self, batch: Tensor, index: int) -> Tensor:
+        return self._step(batch, index, "val")
+
+    def configure_optimizers(self) -> Any:
+        return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps)
+
+
+class PretrainData(LightningDataModule):
+    """Random crops of training scans; no label is read."""
+
+    def __init__(
+        self,
+        train: Sequence[Path],
+        held_out: Sequence[Path],
+        patch: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.held_out = list(train), list(held_out)
+        self.patch, self.batch, self.steps, self.seed, self.workers = patch, batch, steps, seed, workers
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        crops = CropDataset(self.train, self.batch * self.steps, self.patch, (self.seed, epoch), augment=True)
+        return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        crops = CropDataset(self.held_out, 4 * self.batch, self.patch, (self.seed, 10**6), augment=False)
+        return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
+
+
+class CropDataset(Dataset):
+    """Crop i of an epoch is a function of (seed, epoch, i) alone."""
+
+    def __init__(self, paths: list[Path], count: int, patch: int, key: tuple[int, int], augment: bool) -> None:
+        self.paths, self.count, self.patch, self.key, self.augment = paths, count, patch, key, augment
+
+    def __len__(self) -> int:
+        return self.count if self.paths else 0
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng((*self.key, index))
+        case = remembered(self.paths[int(rng.integers(len(self.paths)))])
+        image = network_image(case)
+        room = np.maximum(np.array(image.shape) - self.patch, 0)
+        start = np.array([int(rng.integers(n + 1)) for n in room])
+        patch = crop(image, start, self.patch, fill=float(image.min()))
+        if self.augment:
+            patch = move(patch, AUGMENTATION.draw(rng, case.modality), order=1)
+        return torch.from_numpy(np.ascontiguousarray(patch, dtype=np.float32))[None]

@@ -1,0 +1,135 @@
+"""Training a segmentation network on random patches: shared by the vessel net and the Smart Net."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from aneurysm.data.augment import Augmentation, change_intensity, move
+from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.volumes import (
+    aneurysm_target,
+    crop,
+    network_image,
+    read_probabilities,
+    remembered,
+    vessel_target,
+)
+
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, c, d, h, w), targets (b, k, d, h, w), known (b, k) bool
+# Structures are named by shape, not by side, so every flip gives a plausible patch.
+AUGMENTATION = Augmentation(flip_chance=0.5)
+TARGETS = {"vessel": vessel_target, "aneurysm": aneurysm_target}
+
+
+class SegmentationModule(LightningModule):
+    """Fits a voxel classifier with one sigmoid channel per structure; unknown channels do not count."""
+
+    def __init__(self, net: nn.Module, loss: nn.Module, lr: float, weight_decay: float, total_steps: int) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+        self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
+
+    def _step(self, batch: Batch, split: str) -> Tensor:
+        inputs, target, known = batch
+        loss, terms = self.loss(self.net(inputs), target, known)
+        return log_step(self, StepOutput(loss, terms), split, len(inputs))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, index: int) -> Tensor:
+        return self._step(batch, "val")
+
+    def configure_optimizers(self):
+        return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps)
+
+
+class SegmentationData(LightningDataModule):
+    """Random patches of the training scans, and a fixed set from the held-out fold for the curves.
+
+    Args:
+        train: prepared cases of the training patients.
+        held_out: prepared cases of the held-out fold; they steer nothing, only the curves show them.
+        channels: what to segment, names in TARGETS.
+        upstream: vessel probabilities by series, given as a second input channel.
+        foreground: share of patches centred on the rarest annotated structure of the scan.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Path],
+        held_out: Sequence[Path],
+        channels: tuple[str, ...],
+        patch: int,
+        batch: int,
+        steps: int,
+        foreground: float,
+        seed: int,
+        workers: int = 0,
+        upstream: dict[str, Path] | None = None,
+    ) -> None:
+        super().__init__()
+        self.train, self.held_out, self.channels = list(train), list(held_out), channels
+        self.patch, self.batch, self.steps, self.foreground = patch, batch, steps, foreground
+        self.seed, self.workers, self.upstream = seed, workers, upstream
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        patches = PatchDataset(self, self.train, self.batch * self.steps, (self.seed, epoch), augment=True)
+        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        patches = PatchDataset(self, self.held_out, 4 * self.batch, (self.seed, 10**6), augment=False)
+        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+
+
+class PatchDataset(Dataset):
+    """Patch i of an epoch is a function of (seed, epoch, i) alone, so a resumed run sees the same data."""
+
+    def __init__(
+        self, data: SegmentationData, paths: list[Path], count: int, key: tuple[int, int], augment: bool
+    ) -> None:
+        self.data, self.paths, self.count, self.key, self.augment = data, paths, count, key, augment
+
+    def __len__(self) -> int:
+        return self.count if self.paths else 0
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = np.random.default_rng((*self.key, index))
+        path = self.paths[int(rng.integers(len(self.paths)))]
+        case, size = remembered(path), self.data.patch
+        targets = {name: TARGETS[name](case) for name in self.data.channels}
+        start = self._centre(targets, case.grid.shape, rng) - size // 2
+        image = network_image(case)
+        inputs = [crop(image, start, size, fill=float(image.min()))]
+        if self.data.upstream is not None:
+            vessel = read_probabilities(self.data.upstream[case.series_uid])["vessel"]
+            inputs.append(crop(vessel, start, size))
+        empty = np.zeros((size, size, size), bool)
+        masks = [empty if t is None else crop(t, start, size) for t in targets.values()]
+        if self.augment:
+            plan = AUGMENTATION.draw(rng, case.modality)
+            inputs = [move(volume, plan, order=1) for volume in inputs]
+            inputs[0] = change_intensity(inputs[0], plan)
+            masks = [move(mask.astype(np.uint8), plan, order=0) for mask in masks]
+        return (
+            torch.from_numpy(np.stack(inputs).astype(np.float32)),
+            torch.from_numpy(np.stack(masks).astype(np.float32)),
+            torch.tensor([t is not None for t in targets.values()]),
+        )
+
+    def _centre(
+        self, targets: dict[str, np.ndarray | None], shape: tuple[int, int, int], rng: np.random.Generator
+    ) -> np.ndarray:
+        if rng.random() < self.data.foreground:
+            # The last channel that has any voxel is the rarest one.
+            for mask in reversed(targets.values()):
+                if mask is not None and mask.any():
+                    voxels = np.flatnonzero(mask)
+                    return np.array(np.unravel_index(voxels[int(rng.integers(len(voxels)))], shape))
+        return np.array([int(rng.integers(n)) for n in shape])

@@ -1,0 +1,190 @@
+"""Stage 3, smart_net: segment, thin to a skeleton, build the vessel graph, score its nodes, propose candidates.
+
+A segmentation network marks lumen and sacs; its thresholded lumen becomes a graph; graph attention decides
+which nodes do not belong to a healthy tree. The graph network learns on out-of-fold segmentations, so what
+it sees in training has the same errors as what it will see in use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from aneurysm.data.prepare import PreparedCase
+from aneurysm.data.scan import Grid, Lesion
+from aneurysm.losses.classification import BinaryLoss
+from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
+from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.volumes import network_image, probability_volume
+from aneurysm.vessels.candidates import Candidate, label_nodes, propose
+from aneurysm.vessels.cleanup import clean_mask
+from aneurysm.vessels.features import with_features
+from aneurysm.vessels.graph import VesselGraph, build_graph
+
+INPUTS, CHANNELS = 2, ("vessel", "aneurysm")
+# A graph has hundreds of nodes of which a handful lie on a sac.
+POSITIVE_WEIGHT = 8.0
+
+
+class SegmenterModule(SegmentationModule):
+    """Two channels: lumen including sacs, and sacs."""
+
+
+class SegmenterData(SegmentationData):
+    """Patches with the image and the vessel stage's out-of-fold probability as input."""
+
+    def __init__(self, train: Sequence[Path], held_out: Sequence[Path], **settings) -> None:
+        super().__init__(train, held_out, CHANNELS, **settings)
+
+
+def segment(net: nn.Module, case: PreparedCase, vessel: np.ndarray, patch: int, overlap: float) -> dict[str, np.ndarray]:
+    """Probabilities of lumen and of sac, (d, h, w) float32 each.
+
+    Args:
+        vessel: (d, h, w) float32 probability from the vessel stage.
+    """
+    inputs = np.stack([network_image(case), vessel]).astype(np.float32)
+    return dict(zip(CHANNELS, probability_volume(net, inputs, patch, overlap), strict=True))
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """How a probability volume becomes a graph, and a scored graph candidates."""
+
+    node_spacing_mm: float
+    max_candidates: int
+    min_distance_mm: float
+
+
+def vessel_graph(probability: dict[str, np.ndarray], threshold: float, grid: Grid, settings: GraphSettings) -> VesselGraph:
+    """Threshold, clean, thin and link; nodes carry shape features and what the network saw around them."""
+    mask = clean_mask(probability["vessel"] >= threshold, grid)
+    graph = build_graph(mask, grid, node_spacing_mm=settings.node_spacing_mm)
+    return with_features(graph, probability, grid)
+
+
+class GraphModule(LightningModule):
+    """Fits the node scores of the vessel graph; unknown nodes (NaN) do not count."""
+
+    def __init__(self, net: nn.Module, lr: float, total_steps: int) -> None:
+        super().__init__()
+        self.net, self.lr, self.total_steps = net, lr, total_steps
+        self.loss = BinaryLoss(positive_weight=POSITIVE_WEIGHT)
+
+    def _step(self, batch: Data, split: str) -> Tensor:
+        logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
+        loss, terms = self.loss(logits, batch.y)
+        return log_step(self, StepOutput(loss, terms), split, batch.num_graphs)
+
+    def training_step(self, batch: Data, index: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Data, index: int) -> Tensor:
+        return self._step(batch, "val")
+
+    def configure_optimizers(self):
+        return adamw_one_cycle(self.parameters(), self.lr, 1e-3, self.total_steps)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphItem:
+    """A scan's graph with what is known about its aneurysms."""
+
+    series_uid: str
+    graph: VesselGraph
+    grid: Grid
+    lesions: tuple[Lesion, ...]
+    present: bool | None
+
+    def to_data(self) -> Data:
+        """As PyG data; node labels are NaN where aneurysm positions are unknown."""
+        known = bool(self.lesions) or self.present is False
+        labels = label_nodes(self.graph, self.lesions) if known else np.full(len(self.graph.position), np.nan)
+        edge_index, edge_attr = self.graph.to_edge_index()
+        return Data(
+            x=torch.from_numpy(np.asarray(self.graph.node_features, np.float32)),
+            edge_index=torch.as_tensor(edge_index),
+            edge_attr=torch.as_tensor(edge_attr, dtype=torch.float32),
+            y=torch.from_numpy(np.asarray(labels, np.float32)),
+        )
+
+
+class GraphData(LightningDataModule):
+    """Vessel graphs in batches of `batch` scans."""
+
+    def __init__(self, train: list[GraphItem], held_out: list[GraphItem], batch: int, seed: int) -> None:
+        super().__init__()
+        self.train = [d for d in (item.to_data() for item in train) if d.num_nodes]
+        self.held_out = [d for d in (item.to_data() for item in held_out) if d.num_nodes]
+        self.batch, self.seed = batch, seed
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return max(1, -(-len(self.train) // self.batch))
+
+    def train_dataloader(self) -> DataLoader:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        order = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        return DataLoader(self.train, batch_size=self.batch, shuffle=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.held_out, batch_size=self.batch)
+
+
+@torch.no_grad()
+def node_scores(net: nn.Module, graph: VesselGraph) -> np.ndarray:
+    """Anomaly score 0..1 per node, (n,) float32."""
+    if not len(graph.position):
+        return np.zeros(0, np.float32)
+    net.eval()
+    edge_index, edge_attr = graph.to_edge_index()
+    x = torch.from_numpy(np.asarray(graph.node_features, np.float32))
+    logits = net(
+        x,
+        torch.as_tensor(edge_index),
+        torch.as_tensor(edge_attr, dtype=torch.float32),
+        torch.zeros(len(x), dtype=torch.long),
+    )
+    return torch.sigmoid(logits).numpy()
+
+
+def candidates(
+    graph: VesselGraph, scores: np.ndarray, probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings
+) -> list[Candidate]:
+    """The places that the expert should look at, best first."""
+    return propose(
+        graph,
+        scores,
+        probability["aneurysm"],
+        grid,
+        max_candidates=settings.max_candidates,
+        min_distance_mm=settings.min_distance_mm,
+    )
+
+
+def candidate_rows(series_uid: str, found: list[Candidate], fold: int) -> pd.DataFrame:
+    """Candidates of one scan as rows of the candidates table."""
+    return pd.DataFrame(
+        [
+            {
+                "series_uid": series_uid,
+                "candidate": k,
+                "x_mm": c.centre_mm[0],
+                "y_mm": c.centre_mm[1],
+                "z_mm": c.centre_mm[2],
+                "score": c.score,
+                "node": c.node,
+                "radius_mm": c.radius_mm,
+                "fold": fold,
+            }
+            for k, c in enumerate(found)
+        ]
+    )

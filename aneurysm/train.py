@@ -1,0 +1,160 @@
+"""Train: all five stages and the report, or one stage, on any data set that a reader knows."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from aneurysm.bundle import write_bundle
+from aneurysm.command_line import entry_point
+from aneurysm.data.tables import CANDIDATES, SCANS
+from aneurysm.evaluation.summary import Evaluation, evaluate_scans
+from aneurysm.experiment import Experiment, open_experiment
+from aneurysm.report.curves import TrainingCurve
+from aneurysm.report.html import Picture
+from aneurysm.report.projections import mip_panel
+from aneurysm.report.training import choose_examples, write_training_report
+from aneurysm.run import READS, StageRun
+from aneurysm.stage_runs import expert_table, run_stage, segmentation_of, vessel_threshold
+from aneurysm.stages.volumes import remembered
+
+log = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "vessel", "smart_net", "expert", "stacker")
+# Figure by which a sweep over one stage compares its jobs.
+SCORE = {
+    "pretrain": "val/loss",
+    "vessel": "dice",
+    "smart_net": "candidates_per_scan",
+    "expert": "candidate_auc",
+    "stacker": "scans",
+}
+
+
+def train(cfg: DictConfig) -> float:
+    """Run what `cfg.stage` names and return its headline figure (the RSNA score for `all`)."""
+    started = time.monotonic()
+    experiment = open_experiment(cfg)
+    if cfg.stage != "all":
+        figures = run_stage(experiment, cfg.stage)
+        _print_stage(cfg.stage, experiment, figures)
+        scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
+        return float(np.mean(scores)) if scores else float("nan")
+    for stage in STAGES:
+        run_stage(experiment, stage)
+    evaluation = evaluate(experiment)
+    report = report_on(experiment, evaluation)
+    bundle = write_bundle(experiment, experiment.folder / "bundle")
+    _print_all(evaluation, {"report": report, "bundle": bundle, "runs": experiment.folder})
+    log.info("Finished in %.0f s", time.monotonic() - started)
+    return evaluation.rsna.score
+
+
+def evaluate(experiment: Experiment) -> Evaluation:
+    """Measure the out-of-fold predictions of every patient."""
+    scans = pd.concat([SCANS.read(experiment.run("stacker", k).read_product("scans.parquet")) for k in experiment.folds])
+    candidates = pd.concat(
+        [CANDIDATES.read(experiment.run("smart_net", k).read_product("candidates.parquet")) for k in experiment.folds]
+    )
+    vessel = pd.concat([pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds])
+    lesions = {uid: list(remembered(path).lesions) for uid, path in experiment.prepared.items()}
+    return evaluate_scans(
+        experiment.index,
+        scans,
+        expert=expert_table(experiment),
+        lesions={uid: found for uid, found in lesions.items() if found},
+        candidates=candidates,
+        vessel=vessel,
+        seed=int(experiment.cfg.seed),
+    )
+
+
+def report_on(experiment: Experiment, evaluation: Evaluation) -> Path:
+    """Write the page that tells how good the experiment is, with pictures of scans worth looking at."""
+    timings: dict[str, float] = {}
+    curves: list[TrainingCurve] = []
+    for stage in (*READS,):
+        for fold in experiment.folds:
+            run = experiment.run(stage, fold)
+            done = run.finished()
+            if done is None:
+                continue
+            timings[stage] = timings.get(stage, 0.0) + float(done.get("seconds", 0.0))
+            curves += _curves(run)
+    source = experiment.cfg.data._target_.rsplit(".", 1)[-1]
+    modalities = ", ".join(f"{n} {m}" for m, n in experiment.index.modality.value_counts().items())
+    return write_training_report(
+        experiment.folder / "report",
+        evaluation,
+        curves,
+        figures=_example_pictures(experiment, evaluation),
+        config_text=OmegaConf.to_yaml(experiment.cfg, resolve=True),
+        data_text=(
+            f"{source}: {len(experiment.index)} series of {experiment.index.patient_id.nunique()} patients "
+            f"({modalities}). Every figure is out-of-fold over {experiment.cfg.folds} patient-grouped folds: no "
+            "model of any stage had seen the patient it is measured on."
+        ),
+        timings=timings,
+        title=f"Experiment {experiment.cfg.experiment_name}",
+    )
+
+
+def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Picture]:
+    table = expert_table(experiment)
+    pictures = []
+    for example in choose_examples(evaluation):
+        uid = example.series_uid
+        case = remembered(experiment.prepared[uid])
+        rows = table[table.series_uid == uid].sort_values("p", ascending=False).head(3)
+        marks = [(np.array([r.x_mm, r.y_mm, r.z_mm]), float(r.p)) for r in rows.itertuples()]
+        mask = segmentation_of(experiment, uid)["vessel"] >= vessel_threshold(experiment, uid)
+        panel = mip_panel(case.image, case.grid, mask, marks, case.lesions, modality=case.modality)
+        pictures.append(Picture(f"{case.modality}, {example.kind}", panel, example.caption, group="Example scans"))
+    return pictures
+
+
+def _curves(run: StageRun) -> list[TrainingCurve]:
+    """What the loggers of a run recorded; a resumed run has one file per attempt."""
+    files = sorted(run.folder.glob("metrics/*/metrics.csv"), key=lambda p: p.stat().st_mtime)
+    if not files:
+        return []
+    return [TrainingCurve(run.stage, run.fold, pd.concat([pd.read_csv(f) for f in files], ignore_index=True))]
+
+
+def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:
+    names = sorted({name for f in figures for name, value in f.items() if isinstance(value, float | int)})
+    table = Table("fold", *names, "folder", title=stage)
+    for fold, one in zip(experiment.chosen_folds, figures, strict=True):
+        table.add_row(str(fold), *(_number(one.get(n)) for n in names), str(experiment.run(stage, fold).folder))
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _print_all(evaluation: Evaluation, places: dict[str, Path]) -> None:
+    table = Table("figure", "value", "95 % interval", "n", "note", title="Out-of-fold, over all patients")
+    for row in evaluation.rows():
+        interval = f"{row.interval.low:.3f} .. {row.interval.high:.3f}" if row.interval else ""
+        table.add_row(row.figure, _number(row.value), interval, str(row.n), row.note)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    for sentence in evaluation.left_out:
+        console.print(f"  left out: {sentence}", markup=False)
+    for name, path in places.items():
+        console.print(f"{name:>8}: {path}", markup=False, soft_wrap=True)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.3f}"
+    return "" if value is None else str(value)
+
+
+def main() -> None:
+    """Command line of `train.py`."""
+    entry_point("train", train)()

@@ -1,0 +1,83 @@
+"""Run folders: the same command lands in the same folder, another configuration in another one."""
+
+import json
+
+import hydra
+import pytest
+
+from aneurysm.command_line import config_folder
+from aneurysm.data.errors import UserError
+from aneurysm.run import run_record, stage_key, stage_run
+
+
+def compose(tmp_path, *overrides):
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return hydra.compose("train", overrides=[f"paths.outputs={tmp_path}", *overrides])
+
+
+def keys(tmp_path, *overrides):
+    cfg = compose(tmp_path, *overrides)
+    return {s: stage_key(cfg, s, "data") for s in ("pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker")}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("oscillator_dim=8", {"expert", "stacker"}),
+        ("balance.temperature=5", {"expert", "stacker"}),
+        ("graph_net=mlp", {"smart_net", "expert", "stacker"}),
+        ("smart_net.max_candidates=5", {"smart_net", "expert", "stacker"}),
+        ("smart_net.epochs=9", {"segmenter", "smart_net", "expert", "stacker"}),
+        ("vessel.epochs=9", {"vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("masking.ratio=0.7", {"pretrain", "expert", "stacker"}),
+        ("stacker.rounds=9", {"stacker"}),
+        ("seed=1", {"pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("fold=1", set()),
+        ("logger=wandb", set()),
+        ("trainer.workers=2", set()),
+        ("trainer.progress=none", set()),
+        ("data.jobs=1", set()),
+    ],
+)
+def test_a_setting_moves_only_the_stages_that_depend_on_it(tmp_path, override, changed):
+    before, after = keys(tmp_path), keys(tmp_path, override)
+    assert {s for s in before if before[s] != after[s]} == changed
+
+
+def test_without_pretraining_the_expert_does_not_depend_on_it(tmp_path):
+    first = keys(tmp_path, "masking=none")
+    second = keys(tmp_path, "masking=none", "pretrain.epochs=99")
+    assert first["expert"] == second["expert"]
+
+
+def test_a_run_is_finished_only_after_finish(tmp_path):
+    cfg = compose(tmp_path)
+    run = stage_run(cfg, "vessel", 0, "data")
+    run.begin(run_record(cfg, "vessel", "data"))
+    assert run.finished() is None
+    with pytest.raises(UserError, match="stage=vessel"):
+        run.read_product("weights.safetensors")
+    run.finish({"dice": 0.9})
+    assert run.finished() == {"dice": 0.9}
+
+
+def test_a_folder_written_on_other_upstream_products_is_refused(tmp_path):
+    cfg = compose(tmp_path)
+    run = stage_run(cfg, "expert", 0, "data")
+    run.begin(run_record(cfg, "expert", "data"))
+    note = run.folder / "run.json"
+    record = json.loads(note.read_text())
+    record["upstream"]["smart_net"] = "0badc0de"
+    note.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="0badc0de"):
+        run.begin(run_record(cfg, "expert", "data"))
+
+
+def test_force_keeps_the_old_run_aside(tmp_path):
+    cfg = compose(tmp_path)
+    run = stage_run(cfg, "vessel", 1, "data")
+    run.begin(run_record(cfg, "vessel", "data"))
+    run.finish({"dice": 0.5})
+    run.begin(run_record(cfg, "vessel", "data"), force=True)
+    assert run.finished() is None
+    assert [p for p in run.folder.parent.iterdir() if "before" in p.name]
