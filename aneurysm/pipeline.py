@@ -22,7 +22,7 @@ from torch import nn
 import aneurysm
 from aneurysm.build import boosting, build, build_expert, graph_settings
 from aneurysm.data.errors import UserError
-from aneurysm.data.prepare import PreparedCase, Preparation, prepare_scan
+from aneurysm.data.prepare import Preparation, PreparedCase, prepare_scan
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage

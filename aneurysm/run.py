@@ -26,6 +26,8 @@ from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 
 log = logging.getLogger(__name__)
+# Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 # What each part of the pipeline reads from the configuration, and which parts come before it.
 READS: dict[str, tuple[str, ...]] = {
@@ -212,7 +214,7 @@ class _LastCheckpoint(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with replacing(self.path) as part:
-            trainer.save_checkpoint(part)
+            trainer.save_checkpoint(part, weights_only=False)  # with optimiser and schedule
 
 
 class _PlainProgress(Callback):

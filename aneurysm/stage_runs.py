@@ -63,7 +63,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
     for part in _order(experiment, stage):
         # A stage reads every fold of what comes before it; only the asked-for stage itself can run one fold.
         folds = experiment.chosen_folds if part == stage else experiment.folds
-        results = [_run_fold(experiment, part, fold, force=part in (stage, *inside)) for fold in folds]
+        results = [_run_fold(experiment, part, fold, asked_for=part in (stage, *inside)) for fold in folds]
         if part == stage:
             figures = results
     return figures
@@ -83,9 +83,13 @@ def _order(experiment: Experiment, stage: str) -> list[str]:
     return order
 
 
+def pretrains(experiment: Experiment) -> bool:
+    """Whether the backbone is pretrained (`masking=none` says no)."""
+    return build(experiment.cfg.masking) is not None
+
+
 def _before(experiment: Experiment, stage: str) -> tuple[str, ...]:
-    no_pretraining = build(experiment.cfg.masking) is None
-    return tuple(s for s in UPSTREAM[stage] if not (s == "pretrain" and no_pretraining))
+    return tuple(s for s in UPSTREAM[stage] if s != "pretrain" or pretrains(experiment))
 
 
 def _missing(experiment: Experiment, stage: str) -> list[str]:
@@ -93,13 +97,15 @@ def _missing(experiment: Experiment, stage: str) -> list[str]:
     return [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
 
 
-def _run_fold(experiment: Experiment, stage: str, fold: int, force: bool) -> dict[str, Any]:
+def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) -> dict[str, Any]:
     run = experiment.run(stage, fold)
     done = run.finished()
-    if done is not None and not (force and experiment.cfg.force):
-        log.info("%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
+    force = asked_for and bool(experiment.cfg.force)
+    if done is not None and not force:
+        level = logging.INFO if asked_for else logging.DEBUG
+        log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
         return done
-    run = experiment.begin(stage, fold, bool(force and experiment.cfg.force))
+    run = experiment.begin(stage, fold, force)
     started = time.monotonic()
     figures = STAGES[stage](experiment, run)
     figures["seconds"] = round(time.monotonic() - started, 1)
@@ -112,9 +118,12 @@ def train_pretrain(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     """Masked reconstruction on the training patients; leaves backbone weights."""
     cfg, s = experiment.cfg, experiment.cfg.pretrain
     _seed_weights(cfg.seed, run)
-    net = MaskedReconstruction(build(cfg.backbone), decoder_width=s.decoder_width, mode=s.mode)
+    masking = build(cfg.masking)
+    if masking is None:
+        raise UserError("masking=none turns pretraining off, so there is nothing to train in stage=pretrain.")
+    net = MaskedReconstruction(build(cfg.backbone), s.decoder_width, mode=s.mode, block=masking.block)
     module = pretrain.PretrainModule(
-        net, build(cfg.masking), s.lr, s.weight_decay, total_steps=s.epochs * s.steps, seed=cfg.seed
+        net, masking, s.lr, s.weight_decay, total_steps=s.epochs * s.steps, seed=cfg.seed
     )
     data = pretrain.PretrainData(
         experiment.paths(experiment.training(run.fold)),
@@ -239,7 +248,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         raise UserError(f"expert fold {run.fold}: the Smart Net proposed no candidate in any training scan.")
     _seed_weights(cfg.seed, run)
     net = build_expert(cfg, graph_features=len(train[0].graph_features))
-    if "pretrain" in _before(experiment, "expert"):
+    if pretrains(experiment):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
     settings = expert_stage.CropSettings(s.crop, flow=net.physics is not None)
     module = expert_stage.ExpertModule(

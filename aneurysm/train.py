@@ -20,9 +20,10 @@ from aneurysm.experiment import Experiment, open_experiment
 from aneurysm.report.curves import TrainingCurve
 from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
-from aneurysm.report.training import choose_examples, write_training_report
+from aneurysm.report.examples import choose_examples
+from aneurysm.report.training import write_training_report
 from aneurysm.run import READS, StageRun
-from aneurysm.stage_runs import expert_table, run_stage, segmentation_of, vessel_threshold
+from aneurysm.stage_runs import expert_table, pretrains, run_stage, segmentation_of, vessel_threshold
 from aneurysm.stages.volumes import remembered
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def train(cfg: DictConfig) -> float:
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
         return float(np.mean(scores)) if scores else float("nan")
     for stage in STAGES:
-        run_stage(experiment, stage)
+        if stage != "pretrain" or pretrains(experiment):
+            run_stage(experiment, stage)
     evaluation = evaluate(experiment)
     report = report_on(experiment, evaluation)
     bundle = write_bundle(experiment, experiment.folder / "bundle")

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from monai.transforms import (
+from monai.transforms.intensity.array import (
     AdjustContrast,
     GaussianSmooth,
     RandBiasField,
     RandGaussianNoise,
-    RandSimulateLowResolution,
 )
+from monai.transforms.spatial.array import RandSimulateLowResolution
 from scipy.ndimage import affine_transform
 
 from aneurysm.data.labels import MIRRORED_LOCATION, mirrored_vessel_labels
@@ -184,12 +184,10 @@ def move(volume: np.ndarray, plan: Plan, order: int, fill: float | None = None) 
     """
     if not plan.moves:
         axes = [i for i, flip in enumerate((plan.flip_up, plan.flip_front, plan.mirror)) if flip]
-        return np.ascontiguousarray(np.flip(volume, axes))
+        return np.ascontiguousarray(np.flip(volume, tuple(axes)))
     matrix = plan.matrix((volume.shape[0], volume.shape[1], volume.shape[2]))
     mode = "nearest" if order and fill is None else "constant"
-    return affine_transform(
-        volume, matrix[:3, :3], matrix[:3, 3], order=order, mode=mode, cval=fill or 0, prefilter=False
-    )
+    return affine_transform(volume, matrix, order=order, mode=mode, cval=fill or 0, prefilter=False)
 
 
 def change_intensity(image: np.ndarray, plan: Plan) -> np.ndarray:

@@ -42,7 +42,7 @@ def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
             f"{len(traits)} patients cannot be dealt into {k} folds. "
             f"Use at most {len(traits)} folds, or more data."
         )
-    positives = int(traits["present"].sum())
+    positives = int(traits["present"].to_numpy().sum())
     if positives < k:
         log.warning(
             "%d patients with an aneurysm for %d folds: some folds have none and cannot be scored",
@@ -73,8 +73,8 @@ def check_folds(folds: pd.DataFrame, index: pd.DataFrame) -> None:
         ValueError: a patient in two folds (leakage), a patient without fold, or an empty fold.
     """
     folds = FOLDS.conform(folds)
-    per_patient = folds.groupby("patient_id")["fold"].nunique()
-    if leaking := sorted(per_patient[per_patient > 1].index):
+    several = folds.drop_duplicates()["patient_id"]
+    if leaking := sorted(set(several[several.duplicated()])):
         raise ValueError(
             f"Leakage: {len(leaking)} patients are in more than one fold, first {leaking[0]!r}. "
             "Delete the fold file so that it is made again, or keep one fold per patient."
@@ -117,7 +117,8 @@ def load_or_make_folds(path: Path | str, index: pd.DataFrame, k: int, seed: int)
         check_folds(folds, index)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if (found := folds["fold"].nunique()) != k:
+    found = len(set(folds["fold"]))
+    if found != k:
         raise ValueError(
             f"{path} holds {found} folds but {k} were asked for. "
             f"Ask for {found}, or use another experiment name."
@@ -134,11 +135,11 @@ def _patient_traits(index: pd.DataFrame) -> pd.DataFrame:
         **{f"sex {name}": index["sex"] == name for name in ("M", "F")},
     }
     known = index["age"].dropna()
-    if known.nunique() > _AGE_BINS:
+    if len(set(known)) > _AGE_BINS:
         edges = np.quantile(known, np.linspace(0, 1, _AGE_BINS + 1)[1:-1])
         bins = np.digitize(index["age"], edges)
         for i in range(_AGE_BINS):
             columns[f"age {i}"] = (bins == i) & index["age"].notna()
     traits = pd.DataFrame(columns).astype(int)
     traits.insert(0, "patient_id", index["patient_id"].astype(str).to_numpy())
-    return traits.groupby("patient_id", sort=True).max()
+    return pd.DataFrame(traits.groupby("patient_id", sort=True).max())

@@ -20,12 +20,11 @@ from typing import Final
 
 import numpy as np
 from joblib import Parallel, delayed
-from scipy import ndimage
 
 from aneurysm.data.files import replacing
 from aneurysm.data.intra_crops import crop_with, crop_without, willis_centre
 from aneurysm.data.intra_meshes import Segment, Tree, read_trees
-from aneurysm.data.intra_sacs import distinct_lesions, mark_sac, without_sac
+from aneurysm.data.intra_sacs import add_sac, distinct_lesions, drop_crumbs, fill_caves, pieces, without_sac
 from aneurysm.data.labels import MODALITIES, UNNAMED_VESSEL
 from aneurysm.data.phantom.imaging import HeadGeometry, simulate_image
 from aneurysm.data.rsna import RsnaSource, measure_lesions
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 MARKER: Final = "complete.json"
 _SUPERSAMPLE: Final = 2
 _DEBRIS_MM3: Final = 3.0  # smaller pieces are left-overs of the surface reconstruction
-_SMALLEST_SAC: Final = 8  # voxels
+_SMALLEST_SAC: Final = 12  # voxels
 _GENERATION: Final = 1  # raise when the same parameters are to give other scans
 
 
@@ -144,8 +143,8 @@ def write_intra(meshes: Path, folder: Path, parameters: IntraParameters, jobs: i
     part.mkdir(parents=True)
     log.info("Rendering %d IntrA trees to %s", len(trees), folder)
     try:
-        work = (delayed(render_tree)(part, tree, parameters) for tree in trees)
-        rendered: list[Rendered] = list(Parallel(n_jobs=jobs)(work))
+        work = (delayed(render_tree)(part, tree, parameters, i) for i, tree in enumerate(trees))
+        rendered = [tree for tree in Parallel(n_jobs=jobs)(work) if tree is not None]
         rows = [row for tree in rendered for row in tree.rows]
         left_out = [reason for tree in rendered for reason in tree.left_out]
         for reason in left_out:
@@ -167,28 +166,31 @@ def write_intra(meshes: Path, folder: Path, parameters: IntraParameters, jobs: i
         shutil.rmtree(part, ignore_errors=True)
 
 
-def render_tree(root: Path, tree: Tree, parameters: IntraParameters) -> Rendered:
-    """Render and write all scans of one tree; depends on nothing but its arguments."""
+def render_tree(root: Path, tree: Tree, parameters: IntraParameters, number: int) -> Rendered:
+    """Render and write all scans of tree `number`; depends on nothing but its arguments."""
     lesions = distinct_lesions(tree)
-    unplaced = [s.name for s in tree.segments if not s.aligned]
-    left_out = [f"{name}: the annotated segment does not lie on its tree" for name in unplaced]
+    left_out = [
+        f"{s.name}: the annotated segment does not lie on its tree" for s in tree.segments if not s.aligned
+    ]
     if not lesions:
         return Rendered((), (*left_out, f"{tree.name}: no aneurysm with a known place, tree not used"))
-    rng = np.random.default_rng([parameters.seed, zlib.crc32(tree.patient_id.encode())])
-    modality = parameters.modalities[rng.integers(len(parameters.modalities))]
-    wants_negative = rng.random() < parameters.negatives
     rng = np.random.default_rng([parameters.seed, zlib.crc32(tree.name.encode())])
+    # Roberts' R2 sequence: even shares of modalities and negatives among however few trees.
+    start = np.random.default_rng(parameters.seed).random(2)
+    turn, luck = (start + number * np.array([0.7548776662466927, 0.5698402909980532])) % 1.0
+    modality = parameters.modalities[int(turn * len(parameters.modalities))]
+    wants_negative = luck < parameters.negatives
     studio = _Studio(root, tree, lesions, modality, parameters, rng)
     rows: list[SeriesRows] = []
     shown: set[str] = set()
-    first: tuple[Grid, np.ndarray] | None = None
+    first: _View | None = None
     for lesion in lesions:
         if lesion.name in shown:
             continue
         try:
             grid = crop_with(lesion, lesions, tree, parameters.size, parameters.spacing_mm, rng)
-            inside = studio.lumen(grid)
-            row, names = studio.positive(f"positive-{len(rows)}", grid, inside)
+            view = studio.view(grid)
+            row, names = studio.positive(f"positive-{len(rows)}", view)
         except ValueError as error:  # the box is too small, or the mesh cannot be voxelised
             left_out.append(f"{lesion.name}: {error}")
             continue
@@ -197,17 +199,23 @@ def render_tree(root: Path, tree: Tree, parameters: IntraParameters) -> Rendered
         if row is not None:
             rows.append(row)
             shown |= names
-            first = first or (grid, inside)
+            first = first or view
     if wants_negative and first is not None:
-        if tree.fully_annotated:
-            row = studio.negative(*first, elsewhere=bool(rng.integers(2)))
-        else:
-            row = None
+        row = studio.negative(first, elsewhere=bool(rng.integers(2))) if tree.fully_annotated else None
         if row is None:
             left_out.append(f"{tree.name}: no scan without aneurysm could be made of this tree")
         else:
             rows.append(row)
     return Rendered(tuple(rows), tuple(left_out))
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A box of a tree in sub-voxels."""
+
+    grid: Grid  # of voxels
+    inside: np.ndarray  # bool (d * s, h * s, w * s), lumen, sacs included
+    sacs: dict[str, np.ndarray]  # name of the segment -> the same for its sac
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,53 +229,50 @@ class _Studio:
     parameters: IntraParameters
     rng: np.random.Generator
 
-    def lumen(self, grid: Grid) -> np.ndarray:
-        """Sub-voxels inside the tree, without crumbs, bool (d * s, h * s, w * s)."""
+    def view(self, grid: Grid) -> _View:
+        """Voxelise a box, fill its sacs and caves and leave crumbs out."""
         inside = voxelise(self.tree.vertices, self.tree.faces, grid, _SUPERSAMPLE)
-        labels, _ = ndimage.label(inside)
-        keep = np.bincount(labels.ravel()) * (grid.voxel_mm3 / _SUPERSAMPLE**3) >= _DEBRIS_MM3
-        keep[0] = False
-        return keep[labels]
-
-    def sacs(self, grid: Grid, inside: np.ndarray) -> dict[str, np.ndarray]:
-        """Sub-voxels of every sac in the lumen, by name of its segment."""
         fine = subdivided(grid, _SUPERSAMPLE)
-        sacs = {s.name: mark_sac(inside, fine, self.tree, s) for s in self.lesions}
-        return {name: sac for name, sac in sacs.items() if sac.any()}
+        sacs = {lesion.name: add_sac(inside, fine, lesion) for lesion in self.lesions}
+        inside = drop_crumbs(fill_caves(inside), _DEBRIS_MM3 / fine.voxel_mm3)
+        return _View(grid, inside, {name: sac & inside for name, sac in sacs.items() if sac.any()})
 
-    def positive(self, name: str, grid: Grid, inside: np.ndarray) -> tuple[SeriesRows | None, set[str]]:
+    def positive(self, name: str, view: _View) -> tuple[SeriesRows | None, set[str]]:
         """Write a scan with its aneurysms; None when no sac is large enough to be seen."""
-        lumen = partial_volume(inside, _SUPERSAMPLE)
-        aneurysm = np.zeros(grid.shape, np.uint8)
+        lumen = partial_volume(view.inside, _SUPERSAMPLE)
+        aneurysm = np.zeros(view.grid.shape, np.uint8)
         names: set[str] = set()
-        for segment, sac in self.sacs(grid, inside).items():
+        for segment, sac in view.sacs.items():
             share = partial_volume(sac, _SUPERSAMPLE)
-            voxels = (lumen >= 0.5) & (share >= 0.5 * lumen)
-            if voxels.sum() >= _SMALLEST_SAC:
+            parts = pieces((lumen >= 0.5) & (share >= 0.5 * lumen) & (aneurysm == 0))
+            # Two sacs side by side were marked in one segment (AN9-2): each is a lesion.
+            for part in np.flatnonzero(np.bincount(parts.ravel())[1:] >= _SMALLEST_SAC) + 1:
+                aneurysm[parts == part] = aneurysm.max() + 1
                 names.add(segment)
-                aneurysm[voxels & (aneurysm == 0)] = len(names)
         if not names:
             return None, names
-        lesions = [(lesion.centre_mm, lesion.radius_mm, None) for lesion in measure_lesions(aneurysm, grid)]
-        return self.write(name, grid, lumen, aneurysm, lesions), names
+        measured = measure_lesions(aneurysm, view.grid)
+        lesions: list[LesionRow] = [(lesion.centre_mm, lesion.radius_mm, None) for lesion in measured]
+        return self.write(name, view.grid, lumen, aneurysm, lesions), names
 
-    def negative(self, grid: Grid, inside: np.ndarray, elsewhere: bool) -> SeriesRows | None:
-        """Write a scan without aneurysm from another box or, when there is none, from the vessel without its sacs."""
+    def negative(self, view: _View, elsewhere: bool) -> SeriesRows | None:
+        """Write a scan without aneurysm: another box of the tree, or this one with its sacs cut off."""
         p = self.parameters
-        box = (
-            crop_without(self.lesions, self.tree, p.size, p.spacing_mm, self.rng, grid) if elsewhere else None
-        )
+        box = None
+        if elsewhere:
+            box = crop_without(self.lesions, self.tree, p.size, p.spacing_mm, self.rng, view.grid)
         if box is not None:
-            grid, healthy = box, self.lumen(box)
+            view = self.view(box)
+            healthy: np.ndarray | None = view.inside
         else:
-            healthy: np.ndarray | None = inside
-            fine = subdivided(grid, _SUPERSAMPLE)
-            for sac in self.sacs(grid, inside).values():
+            fine = subdivided(view.grid, _SUPERSAMPLE)
+            healthy = view.inside
+            for sac in view.sacs.values():
                 healthy = None if healthy is None else without_sac(healthy, sac & healthy, fine)
             if healthy is None:
-                return None if elsewhere else self.negative(grid, inside, elsewhere=True)
+                return None if elsewhere else self.negative(view, elsewhere=True)
         lumen = partial_volume(healthy, _SUPERSAMPLE)
-        return self.write("negative", grid, lumen, np.zeros(grid.shape, np.uint8), [])
+        return self.write("negative", view.grid, lumen, np.zeros(view.grid.shape, np.uint8), [])
 
     def write(
         self, name: str, grid: Grid, lumen: np.ndarray, aneurysm: np.ndarray, lesions: list[LesionRow]

@@ -60,8 +60,8 @@ def crop_with(
     if (low > high).any():
         need = float((np.ptp(points, axis=0) + 2 * _MARGIN_MM).max())
         raise ValueError(
-            f"{target.name}: the aneurysm with its margin needs {need:.0f} mm but a scan shows {2 * half:.0f} mm. "
-            f"Raise size to {int(np.ceil(need / spacing_mm))}."
+            f"{target.name}: the aneurysm with its margin needs {need:.0f} mm but a scan shows "
+            f"{2 * half:.0f} mm. Raise size to {int(np.ceil(need / spacing_mm))}."
         )
     centres = rng.uniform(low, high, (12, 3))
     whole = [c for c in centres if not any(_cuts(c, half, s) for s in lesions)]

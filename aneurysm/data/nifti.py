@@ -10,6 +10,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import SpatialImage
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.files import replacing
@@ -107,8 +109,12 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
         raise ReadError(f"{path}: no such file. Check the path.")
     try:
         image = nib.load(path)
+        if not isinstance(image, SpatialImage):
+            raise ReadError(f"{path}: not an image but {type(image).__name__}. Give a NIfTI volume.")
         volume = np.asanyarray(image.dataobj)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except ReadError:
+        raise
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ReadError(f"{path}: not a readable NIfTI file ({error}). Copy or convert it again.") from error
     notes = []
     if volume.ndim > 3 and set(volume.shape[3:]) == {1}:
@@ -126,13 +132,13 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
     affine = np.asarray(image.affine, dtype=np.float64).copy()
     header = image.header
     if isinstance(header, nib.Nifti1Header):
-        unit = header.get_xyzt_units()[0]
+        unit = str(header.get_xyzt_units()[0])
         if _MM_PER_UNIT.get(unit, 1.0) != 1.0:
             affine[:3] *= _MM_PER_UNIT[unit]
             notes.append(f"affine in {unit}, turned to mm")
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             notes.append("no orientation in the file: left and right are a guess")
     try:
-        return volume, Grid(volume.shape, affine), notes
+        return volume, Grid((volume.shape[0], volume.shape[1], volume.shape[2]), affine), notes
     except ValueError as error:
         raise ReadError(f"{path}: {error} Convert the image again.") from error

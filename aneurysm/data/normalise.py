@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_erosion, binary_opening, gaussian_filter, generate_binary_structure
-from scipy.ndimage import label as connected_components
+from scipy.ndimage import binary_dilation, binary_erosion, binary_opening, gaussian_filter
 from skimage.filters import threshold_otsu
+from skimage.measure import label
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.scan import Grid
@@ -13,6 +13,8 @@ from aneurysm.data.scan import Grid
 _COARSE_MM = 4.0  # the head is found on a grid about this coarse
 # Smaller parts are not a head but, say, vessels without their surroundings: all of them are kept.
 _LEAST_HEAD = 0.05
+_LEAST_TISSUE = 0.002
+_LEAST_FIELD_MM = 120.0  # front to back or left to right
 _TISSUE_HU = -300.0  # between air and fat
 # The 5-95 % range of a normal distribution is 3.29 standard deviations.
 _SPREADS_PER_SIGMA = 3.29
@@ -26,7 +28,8 @@ def find_head(volume: np.ndarray, grid: Grid, modality: str, name: str) -> tuple
         name: of the series, for messages.
 
     Returns:
-        box (2, 3): first and one-past-last voxel along (d, h, w); tissue (n,) float32 intensities.
+        box (2, 3): first and one-past-last voxel along (d, h, w), the whole volume when its field of view is
+        too small to hold a head with air around it; tissue (n,) float32 intensities.
 
     Raises:
         ReadError: nothing in the volume is brighter than its background.
@@ -37,31 +40,38 @@ def find_head(volume: np.ndarray, grid: Grid, modality: str, name: str) -> tuple
     if modality == "CTA":
         tissue = smooth > _TISSUE_HU
     else:
-        # Otsu parts dark from bright tissue as often as air from head, hence the half way down to air.
         low, high = np.percentile(smooth, [0.5, 99.5])
-        if high <= low:
+        if high - low <= 1e-5 * max(abs(low), abs(high)):  # rounding of the blur
             raise ReadError(f"{name}: no head in the image, nearly all voxels are {low:g}. Export it again.")
-        clipped = np.clip(smooth, low, high)
-        tissue = clipped > low + 0.5 * (threshold_otsu(clipped) - low)
-    if not tissue.any():
+        # The root draws vessels and fat towards brain: Otsu then parts air from head, not dark from bright.
+        root = np.sqrt(np.clip(smooth, low, high) - low)
+        tissue = root > threshold_otsu(root)
+    if tissue.mean() < _LEAST_TISSUE:
+        hint = f"; a CT in Hounsfield units has its head above {_TISSUE_HU:g}" if modality == "CTA" else ""
         raise ReadError(
-            f"{name}: no head in the image, all of it is below {_TISSUE_HU:g} HU. "
-            "Is it a CT in Hounsfield units? Give another modality if it is not a CT."
+            f"{name}: no head in an image of values from {coarse.min():g} to {coarse.max():g}{hint}. "
+            "Check the modality and the export."
         )
+    if min(np.array(volume.shape[1:]) * grid.spacing[1:]) < _LEAST_FIELD_MM:
+        # Too narrow for a head with air around it: all of it is wanted, and most of it is tissue. A bright
+        # minority is then vessels in tissue, not tissue in air.
+        sample = tissue if tissue.mean() > 0.5 else coarse != coarse.min()
+        return np.array([(0, 0, 0), volume.shape]), coarse[sample]
     # Opening cuts the head holder and the table off, where the volume is thick enough to be opened.
-    if min(tissue.shape) >= 8:
-        opened = binary_opening(tissue, generate_binary_structure(3, 1))
-        tissue = opened if opened.any() else tissue
-    labels, count = connected_components(tissue)
-    if count > 1:
-        sizes = np.bincount(labels.ravel())[1:]
-        if sizes.max() > _LEAST_HEAD * tissue.size:
-            tissue = labels == sizes.argmax() + 1
+    thick = min(tissue.shape) >= 8
+    opened = np.asarray(binary_opening(tissue)) if thick else tissue
+    labels = np.asarray(label(opened))
+    sizes = np.bincount(labels.ravel(), minlength=2)[1:]
+    if sizes.max() > _LEAST_HEAD * tissue.size:
+        head = labels == sizes.argmax() + 1
+        tissue = (
+            np.logical_and(binary_dilation(head), tissue) if thick else head
+        )  # the crown that opening took off
     inside = np.argwhere(tissue)
     first, last = inside.min(axis=0) * stride, inside.max(axis=0) * stride + stride
     box = np.stack([first, np.minimum(last, volume.shape)])
-    core = binary_erosion(tissue)  # voxels at the surface are part air
-    return box, coarse[core if core.sum() > 100 else tissue]
+    core = np.asarray(binary_erosion(tissue), bool)  # voxels at the surface are part air
+    return box, coarse[core] if core.sum() > 100 else coarse[np.asarray(tissue, bool)]
 
 
 def head_box(

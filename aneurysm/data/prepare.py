@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -174,7 +175,7 @@ def prepare_all(
     index = source.index()
     paths = {
         str(row["series_uid"]): folder / f"{row['series_uid']}-{_key(source, preparation, row)}.safetensors"
-        for _, row in index.iterrows()
+        for row in index.to_dict("records")
     }
     todo = [uid for uid, path in paths.items() if not path.is_file()]
     log.info("%d of %d cases are prepared already in %s", len(paths) - len(todo), len(paths), folder)
@@ -183,7 +184,7 @@ def prepare_all(
     work = (delayed(_prepare_one)(source, uid, preparation, paths[uid]) for uid in todo)
     results = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")(work)
     try:
-        for done, (uid, problem) in enumerate(results, start=1):
+        for done, (uid, problem) in enumerate(results or (), start=1):
             if problem is not None:
                 log.warning("%s was skipped: %s", uid, problem)
                 failed[uid] = problem
@@ -206,13 +207,13 @@ def prepare_all(
     return ready
 
 
-def _key(source: CaseSource, preparation: Preparation, row: pd.Series) -> str:
+def _key(source: CaseSource, preparation: Preparation, row: dict[Hashable, Any]) -> str:
     parts = {
         "format": FORMAT,
         "source": f"{type(source).__name__} {Path(source.root).resolve()}",
         "preparation": asdict(preparation),
-        "row": row.to_json(),
-        "files": source.fingerprint(row["series_uid"]) if isinstance(source, Fingerprinted) else "",
+        "row": str(row),
+        "files": source.fingerprint(str(row["series_uid"])) if isinstance(source, Fingerprinted) else "",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

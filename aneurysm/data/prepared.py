@@ -48,7 +48,7 @@ class PreparedCase:
 
 def save_prepared(case: PreparedCase, path: Path) -> None:
     """Write one safetensors file, whole or not at all: image float16, labels uint8 where known."""
-    arrays = {"image": case.image.astype(np.float16)}
+    arrays: dict[str, np.ndarray] = {"image": case.image.astype(np.float16)}
     for name in ("vessel", "aneurysm"):
         if (mask := getattr(case, name)) is not None:
             arrays[name] = np.ascontiguousarray(mask, dtype=np.uint8)

@@ -28,7 +28,7 @@ def canonicalise(volume: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
             affine[:3, 3] += affine[:3, axis] * (volume.shape[axis] - 1)
             affine[:3, axis] *= -1
             flips.append(axis)
-    return np.ascontiguousarray(np.flip(volume, flips)), Grid(volume.shape, affine)
+    return np.ascontiguousarray(np.flip(volume, tuple(flips))), Grid(volume.shape, affine)
 
 
 def isotropic(grid: Grid, spacing_mm: float) -> Grid:
@@ -152,30 +152,30 @@ def _separable(
         if order == 0:
             plane = volume[index_d[d, 0]].take(index_h[:, 0], axis=0).take(index_w[:, 0], axis=1)
         else:
-            plane = _blend(volume, index_d[d], weight_d[d])
-            plane = sum(
-                plane.take(index_h[:, k], axis=0) * weight_h[:, k, None] for k in range(index_h.shape[1])
-            )
-            plane = sum(plane.take(index_w[:, k], axis=1) * weight_w[:, k] for k in range(index_w.shape[1]))
+            plane = _blend(volume, index_d[d, None], weight_d[d, None])[0]
+            plane = _blend(plane, index_h, weight_h)
+            plane = _blend(plane.T, index_w, weight_w).T
         out[d] = plane
     out[:, outside[1]] = fill
     out[:, :, outside[2]] = fill
     return out
 
 
-def _blend(volume: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    plane = volume[index[0]] * weight[0]
-    for i, w in zip(index[1:], weight[1:], strict=True):
-        if w:
-            plane = plane + volume[i] * w
-    return plane
+def _blend(array: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted sums of entries along the first axis: (n, ...) and (m, k) taps -> (m, ...)."""
+    tail = (slice(None),) + (None,) * (array.ndim - 1)
+    total = array[index[:, 0]] * weight[:, 0][tail]
+    for k in range(1, index.shape[1]):
+        if weight[:, k].any():
+            total += array[index[:, k]] * weight[:, k][tail]
+    return total
 
 
 def _general(
     volume: np.ndarray, matrix: np.ndarray, shape: tuple[int, int, int], order: int, fill: float
 ) -> np.ndarray:
     if order == 3:
-        volume = spline_filter(volume, order=3, output=np.float32, mode="nearest")
+        volume = spline_filter(volume, order=3, mode="nearest").astype(np.float32)
     rows, columns = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
     in_plane = (
         matrix[:3, 1, None, None] * rows + matrix[:3, 2, None, None] * columns + matrix[:3, 3, None, None]

@@ -1,11 +1,14 @@
 """The RSNA 2025 intracranial aneurysm data set as it lies on disk: series, labels, points, vessel masks."""
 
 import ast
+import csv
 import dataclasses
 import hashlib
 import logging
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +61,7 @@ class RsnaSource:
         notes = list(scan.notes)
         vessel = self._mask(series_uid, "cowseg", scan.grid, notes)
         aneurysm = self._mask(series_uid, "aneurysm", scan.grid, notes)
-        locations = row[list(LOCATION_KEYS)].to_numpy(np.float32)
+        locations = np.array([row[key] for key in LOCATION_KEYS], np.float32)
         points = self._points(series_uid, slices, notes)
         lesions = match_lesions(measure_lesions(aneurysm, scan.grid), points)
         positive = np.flatnonzero(locations == 1)
@@ -76,7 +79,7 @@ class RsnaSource:
 
     def fingerprint(self, series_uid: str) -> str:
         """A hash that changes when the labels, masks or images of a series change on disk."""
-        parts = [self._row(series_uid).to_json()]
+        parts = [str(self._row(series_uid))]
         parts += [str(point) for point in self._localizers.get(series_uid, [])]
         folder = self.root / "series" / series_uid
         paths = [folder, *(self._mask_path(series_uid, kind) for kind in ("cowseg", "aneurysm"))]
@@ -92,39 +95,39 @@ class RsnaSource:
         if not self.root.is_dir():
             raise ReadError(f"{self.root}: no such folder. Set data.root to the folder that holds train.csv.")
         table = _read_csv(path, ["SeriesInstanceUID", "Modality", *LABEL_COLUMNS])
-        on_disk = {p.name for p in (self.root / "series").glob("*") if p.is_dir()}
-        uids = table["SeriesInstanceUID"]
-        if repeated := sorted(uids[uids.duplicated()]):
+        listed = [row["SeriesInstanceUID"] for row in table]
+        if repeated := sorted(uid for uid, count in Counter(listed).items() if count > 1):
             raise ReadError(f"{path}: {len(repeated)} series are listed twice, first {repeated[0]}.")
-        missing = sorted(set(uids) - on_disk)
-        if missing:
+        on_disk = {p.name for p in (self.root / "series").glob("*") if p.is_dir()}
+        if missing := sorted(set(listed) - on_disk):
+            more = " ..." if len(missing) > 3 else ""
             log.warning(
                 "%s lists %d series without a folder in series/; left out: %s%s",
-                path, len(missing), ", ".join(missing[:3]), " ..." if len(missing) > 3 else "",
+                path, len(missing), ", ".join(missing[:3]), more,
             )  # fmt: skip
-        table = table[uids.isin(on_disk)]
-        if table.empty:
-            raise ReadError(f"{self.root / 'series'}: none of the {len(uids)} series of train.csv is here.")
-        unknown = sorted(set(table["Modality"]) - set(MODALITY_NAMES))
-        if unknown:
+        table = [row for row in table if row["SeriesInstanceUID"] in on_disk]
+        if not table:
+            raise ReadError(f"{self.root / 'series'}: none of the {len(listed)} series of train.csv is here.")
+        if unknown := sorted({row["Modality"] for row in table} - set(MODALITY_NAMES)):
             raise ReadError(f"{path}: unknown Modality {unknown}; expected {sorted(MODALITY_NAMES)}.")
-        frame = pd.DataFrame(
-            {
-                "series_uid": table["SeriesInstanceUID"],
-                "patient_id": [self._patient(uid) for uid in table["SeriesInstanceUID"]],
-                "modality": table["Modality"].map(MODALITY_NAMES),
-                "age": _numbers(table.get("PatientAge", pd.Series("", table.index)).str.rstrip("Yy")),
-                "sex": table.get("PatientSex", pd.Series("", table.index)).str.upper().str[:1],
-                "site": self.site,
-                **{
-                    key: _labels(table[name], name, path)
-                    for key, name in zip(LOCATION_KEYS, LOCATIONS, strict=True)
-                },
-                "present": _labels(table[PRESENT], PRESENT, path),
-            }
-        )
-        frame["sex"] = frame["sex"].where(frame["sex"].isin(["M", "F"]), "")
-        return INDEX.conform(frame)
+        return INDEX.conform(pd.DataFrame([self._indexed(row, path) for row in table]))
+
+    def _indexed(self, row: dict[str, str], path: Path) -> dict[str, Any]:
+        """A row of train.csv as a row of the index."""
+        uid, sex = row["SeriesInstanceUID"], row.get("PatientSex", "").strip().upper()[:1]
+        return {
+            "series_uid": uid,
+            "patient_id": self._patient(uid),
+            "modality": MODALITY_NAMES[row["Modality"]],
+            "age": _number(row.get("PatientAge", "").rstrip("Yy")),
+            "sex": sex if sex in ("M", "F") else "",
+            "site": self.site,
+            **{
+                key: _label(row[name], f"{path}, series {uid}: {name}")
+                for key, name in zip(LOCATION_KEYS, LOCATIONS, strict=True)
+            },
+            "present": _label(row[PRESENT], f"{path}, series {uid}: {PRESENT}"),
+        }
 
     @cached_property
     def _localizers(self) -> dict[str, list[tuple[str, str, str]]]:
@@ -135,15 +138,19 @@ class RsnaSource:
             return {}
         table = _read_csv(path, ["SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"])
         points: dict[str, list[tuple[str, str, str]]] = {}
-        for uid, sop_uid, coordinates, location in table.itertuples(index=False):
-            points.setdefault(uid, []).append((sop_uid, coordinates, location))
+        for row in table:
+            point = row["SOPInstanceUID"], row["coordinates"], row["location"]
+            points.setdefault(row["SeriesInstanceUID"], []).append(point)
         return points
 
-    def _row(self, series_uid: str) -> pd.Series:
-        rows = self._index[self._index["series_uid"] == series_uid]
-        if rows.empty:
-            raise ReadError(f"{series_uid}: not in the index of {self.root} ({len(self._index)} series).")
-        return rows.iloc[0]
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {str(row["series_uid"]): dict(row) for row in self._index.to_dict("records")}
+
+    def _row(self, series_uid: str) -> dict[str, Any]:
+        if series_uid not in self._rows:
+            raise ReadError(f"{series_uid}: not in the index of {self.root} ({len(self._rows)} series).")
+        return self._rows[series_uid]
 
     def _patient(self, series_uid: str) -> str:
         # Any image of the series names the patient; one series is one patient.
@@ -156,7 +163,7 @@ class RsnaSource:
             log.warning("%s", error)
             return series_uid
 
-    def _scan(self, series_uid: str, row: pd.Series) -> tuple[Scan, SliceIndex]:
+    def _scan(self, series_uid: str, row: dict[str, Any]) -> tuple[Scan, SliceIndex]:
         groups = find_series(self.root / "series" / series_uid)
         if len(groups) > 1 and series_uid not in groups:
             raise ReadError(
@@ -244,7 +251,7 @@ def match_lesions(measured: list[Lesion], points: list[Lesion]) -> list[Lesion]:
     if not measured or not points:
         return measured or points
     distance = np.array([[np.linalg.norm(m.centre_mm - p.centre_mm) for p in points] for m in measured])
-    reach = np.array([m.radius_mm + MATCH_MM for m in measured])[:, None]
+    reach = np.array([(m.radius_mm or 0) + MATCH_MM for m in measured])[:, None]
     rows, columns = linear_sum_assignment(np.where(distance <= reach, distance, 1e6))
     matched = {m: p for m, p in zip(rows, columns, strict=True) if distance[m, p] <= reach[m, 0]}
     lesions = [
@@ -254,23 +261,27 @@ def match_lesions(measured: list[Lesion], points: list[Lesion]) -> list[Lesion]:
     return lesions + [point for p, point in enumerate(points) if p not in matched.values()]
 
 
-def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A table of strings, empty cells as ''."""
+def _read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    """The rows of a table as they are written; empty cells are ''."""
     if not path.is_file():
         raise ReadError(f"{path} is missing. The root must be the folder that holds train.csv and series/.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [column for column in columns if column not in table.columns]:
-        raise ReadError(f"{path}: columns {missing} are missing; it has {list(table.columns)}.")
-    return table
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = [{key: cell or "" for key, cell in row.items()} for row in reader]
+    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+        raise ReadError(f"{path}: columns {missing} are missing; it has {reader.fieldnames}.")
+    return rows
 
 
-def _numbers(cells: pd.Series) -> pd.Series:
-    return pd.to_numeric(cells, errors="coerce").astype("float32")
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
 
 
-def _labels(cells: pd.Series, name: str, path: Path) -> pd.Series:
-    values = _numbers(cells)
-    wrong = ~(values.isin([0, 1]) | cells.str.strip().isin(["", "nan", "NaN"]))
-    if wrong.any():
-        raise ReadError(f"{path}: {name} must be 0, 1 or empty, found {cells[wrong].iloc[0]!r}.")
-    return values
+def _label(cell: str, what: str) -> float:
+    value = _number(cell)
+    if value not in (0, 1) and cell.strip() not in ("", "nan", "NaN"):
+        raise ReadError(f"{what} must be 0, 1 or empty, found {cell!r}.")
+    return value

@@ -45,7 +45,7 @@ class SeriesRows:
     localizers: tuple[dict[str, object], ...]  # LOCALIZER_COLUMNS -> cell, one per lesion
 
 
-def series_uid_for(*parts: str | int) -> str:
+def series_uid_for(*parts: str | float) -> str:
     """A valid DICOM UID that depends on nothing but `parts`."""
     return str(generate_uid(entropy_srcs=["series", *map(str, parts)]))
 

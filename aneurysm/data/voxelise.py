@@ -4,7 +4,7 @@ from types import ModuleType
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from aneurysm.data.scan import Grid
 
@@ -65,10 +65,12 @@ def subdivided(grid: Grid, supersample: int) -> Grid:
 
 def partial_volume(inside: np.ndarray, supersample: int) -> np.ndarray:
     """Share (float32, 0..1) of every voxel that is inside, from its sub-voxels (d*s, h*s, w*s)."""
-    s = supersample
-    d, h, w = (n // s for n in inside.shape)
-    blocks = inside.reshape(d, s, h, s, w, s)
-    return blocks.sum(axis=(1, 3, 5), dtype=np.uint16).astype(np.float32) / np.float32(s**3)
+    count = inside.astype(np.uint16)
+    for axis in range(3):  # strided sums along one axis after the other are much faster than one over blocks
+        lines = np.moveaxis(count, axis, 0)
+        summed = np.add.reduce([lines[k::supersample] for k in range(supersample)])
+        count = np.moveaxis(summed, 0, axis)
+    return np.ascontiguousarray(count, np.float32) / np.float32(supersample**3)
 
 
 def faults(touched: np.ndarray, grid: Grid, vertices: np.ndarray) -> tuple[float, np.ndarray]:
@@ -96,9 +98,9 @@ def faults(touched: np.ndarray, grid: Grid, vertices: np.ndarray) -> tuple[float
     missed = 1 - float(beside[tuple(cells.T)].mean())
     where = np.argwhere(touched)
     if len(where):
-        to_surface, _ = cKDTree(near).query(grid.to_mm(where))
+        to_surface, _ = KDTree(near).query(grid.to_mm(where))
         if to_surface.max() > _END_MM:
-            to_edge = ndimage.distance_transform_edt(touched, sampling=tuple(grid.spacing))[touched]
+            to_edge = np.asarray(ndimage.distance_transform_edt(touched, sampling=grid.spacing))[touched]
             leaked[touched] = (to_surface - to_edge > _END_MM) | (to_surface > _LARGEST_RADIUS_MM)
     return missed, leaked
 

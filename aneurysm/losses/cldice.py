@@ -57,10 +57,11 @@ class ClDiceLoss(nn.Module):
 
 def skeleton_tube(mask: np.ndarray, dilations: int) -> np.ndarray:
     """Centreline of a binary mask (d, h, w), widened by `dilations` face-neighbour steps inside the mask."""
-    skeleton = np.asarray(skeletonize(mask > 0), dtype=bool)
+    inside = mask > 0
+    tube = np.asarray(skeletonize(inside), dtype=bool)
     if dilations:
-        skeleton = np.asarray(ndimage.binary_dilation(skeleton, iterations=dilations))
-    return skeleton & (mask > 0)
+        tube = np.asarray(ndimage.binary_dilation(tube, iterations=dilations), dtype=bool)
+    return np.logical_and(tube, inside)
 
 
 class SkeletonRecallLoss(nn.Module):

@@ -1,15 +1,15 @@
 """SegFormer3D: a light segmentation transformer for volumes, with an optional path at full resolution.
 
-Source: SegFormer3D, CVPR workshops 2024, arXiv 2404.10156. Four stages of overlapping patches and attention on
-keys of reduced resolution; the decoder brings every stage to the finest grid, fuses them and upsamples. As
-published the logits exist at 1/4 of the resolution only, so anything thinner than about four voxels is a blur;
-`full_resolution_skip` adds a small convolutional path at full resolution before the logits.
+Source: SegFormer3D, CVPR workshops 2024, arXiv 2404.10156. Four stages of overlapping patches and attention
+on keys of reduced resolution; the decoder brings every stage to the finest grid, fuses them and upsamples.
+As published the logits exist at 1/4 of the resolution only, so anything thinner than about four voxels is a
+blur; `full_resolution_skip` adds a small convolutional path at full resolution before the logits.
 
 Notation: b batch, c channels, (d, h, w) voxels of a map, n = d h w tokens.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,17 @@ Norm = Literal["batch", "instance", "group"]
 def norm3d(kind: Norm, channels: int) -> nn.Module:
     """Normalisation of a (b, channels, d, h, w) map.
 
-    batch is the paper's choice and wants many crops per step; instance and group do not depend on the batch, and
-    group (8 channels each) also works on maps of one voxel.
+    batch is the paper's choice and wants many crops per step; instance and group do not depend on the
+    batch, and group (8 channels each) also works on maps of one voxel.
     """
     if kind == "batch":
         return nn.BatchNorm3d(channels)
     if kind == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
     if kind == "group":
-        return nn.GroupNorm(max(n for n in range(1, channels // 8 + 2) if channels % n == 0), channels)
+        return nn.GroupNorm(
+            max(n for n in range(1, max(channels // 8, 1) + 1) if channels % n == 0), channels
+        )
     raise ValueError(f"Unknown normalisation {kind!r}: use 'batch', 'instance' or 'group'.")
 
 
@@ -46,11 +48,13 @@ def as_map(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *size)
 
 
-def upsample(x: Float[Tensor, "b c d h w"], factor: int, size: Sequence[int]) -> Float[Tensor, "b c d2 h2 w2"]:
+def upsample(
+    x: Float[Tensor, "b c d h w"], factor: int, size: Sequence[int]
+) -> Float[Tensor, "b c d2 h2 w2"]:
     """Trilinear upsampling by a factor, cut to (d, h, w).
 
-    By factor and not to the size: voxel i of the coarse map stays over voxels factor*i ... of the fine one, also
-    when the fine size is no multiple of the factor.
+    By factor and not to the size: voxel i of the coarse map stays over voxels factor*i ... of the fine one,
+    also when the fine size is no multiple of the factor.
     """
     if factor > 1:
         x = F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
@@ -88,7 +92,8 @@ class ReducedAttention(nn.Module):
         b, n, c = x.shape
         source = x
         if self.reduce is not None and self.reduce_norm is not None:
-            # Padding keeps the border planes in keys and values where the size is no multiple of the reduction.
+            # Padding keeps the border planes in keys and values where the size is no multiple of the
+            # reduction.
             grid = pad_to_multiple(as_map(x, size), (self.reduction,) * 3)
             source = self.reduce_norm(as_tokens(self.reduce(grid)))
         query = self.query(x).reshape(b, n, self.heads, c // self.heads).transpose(1, 2)
@@ -132,10 +137,14 @@ class SegFormerBlock(nn.Module):
 class FullResolutionHead(nn.Module):
     """Logits from upsampled decoder features next to features of the image itself, at full resolution."""
 
-    def __init__(self, in_channels: int, decoder_width: int, width: int, out_channels: int, norm: Norm) -> None:
+    def __init__(
+        self, in_channels: int, decoder_width: int, width: int, out_channels: int, norm: Norm
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv3d(in_channels, width, 3, padding=1, bias=False), norm3d(norm, width), nn.ReLU(inplace=True)
+            nn.Conv3d(in_channels, width, 3, padding=1, bias=False),
+            norm3d(norm, width),
+            nn.ReLU(inplace=True),
         )
         self.narrow = nn.Conv3d(decoder_width, width, 1)
         self.mix = nn.Sequential(
@@ -144,22 +153,25 @@ class FullResolutionHead(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv3d(width, out_channels, 1),
         )
+        # The faster layout for few channels at full resolution, on CPU and GPU.
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(
         self, image: Float[Tensor, "b i d h w"], features: Float[Tensor, "b c d2 h2 w2"], stride: int
     ) -> Float[Tensor, "b o d h w"]:
+        image = image.contiguous(memory_format=torch.channels_last_3d)
         coarse = upsample(self.narrow(features), stride, image.shape[2:])
         return self.mix(torch.cat([self.stem(image), coarse], dim=1))
 
 
 class SegFormer3D(nn.Module):
-    """Segment a volume: logits (b, out_channels, d, h, w) of the same size as the image, any size, cubic or not.
+    """Segment a volume: logits (b, out_channels, d, h, w) of the size of the image, whatever that is.
 
-    patch_stride: voxels per token of the first stage, 4 in the paper; 2 keeps finer detail at 8 times the tokens.
-    reductions: how much smaller keys and values are, per stage. full_resolution_skip: the path described above,
-    `skip_width` channels wide; without it the network is the published one, whose largest variant is widths
-    (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm batch.
-    Raises ValueError if the lists differ in length, or a crop is too small for instance norm.
+    patch_stride: voxels per token of the first stage, 4 in the paper; 2 keeps finer detail at 8 times the
+    tokens. reductions: how much smaller keys and values are, per stage. full_resolution_skip: the path
+    described above, `skip_width` channels wide; without it the network is the published one, whose largest
+    variant is widths (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm
+    batch. Raises ValueError if the lists differ in length, or a crop is too small for instance norm.
     """
 
     def __init__(
@@ -213,7 +225,7 @@ class SegFormer3D(nn.Module):
         x, maps = image, []
         for embed, stage, norm in zip(self.embeds, self.stages, self.norms, strict=True):
             tokens, size = embed(x)
-            for block in stage:  # type: ignore[attr-defined]
+            for block in cast(nn.ModuleList, stage):
                 tokens = block(tokens, size)
             x = as_map(norm(tokens), size)
             maps.append(x)
@@ -235,10 +247,10 @@ class SegFormer3D(nn.Module):
                 f"{tuple(image.shape)}: expected (b, {self.in_channels}, d, h, w)."
             )
         coarsest = self.patch_stride * 2 ** (len(self.embeds) - 1)
-        if self.training and self.norm_kind == "instance" and max(image.shape[2:]) <= coarsest:
+        if self.norm_kind == "instance" and max(image.shape[2:]) <= coarsest:
             raise ValueError(
-                f"A crop of {tuple(image.shape[2:])} voxels leaves one voxel at stride {coarsest}, where instance "
-                "norm is undefined: use larger crops, a smaller patch_stride or norm 'group'."
+                f"A crop of {tuple(image.shape[2:])} voxels leaves one voxel at stride {coarsest}, where "
+                "instance norm is undefined: use larger crops, a smaller patch_stride or norm 'group'."
             )
         features = self.decode(self.encode(image))
         if isinstance(self.predict, FullResolutionHead):

@@ -1,10 +1,10 @@
 """WaveFormer encoder: a transformer that attends on the wavelet low band of its feature maps.
 
-Source: WaveFormer, MICCAI 2025, arXiv 2503.23764. Every stage transforms its map with a few Haar levels, runs the
-attention on the small low band and adds the upsampled answer; a feed-forward part with a depthwise convolution
-works at the resolution of the stage. Where the published implementation departs from its own description
-(window merge, index of the relative position bias, corners of the patch merging), this file follows the
-description.
+Source: WaveFormer, MICCAI 2025, arXiv 2503.23764. Every stage transforms its map with a few Haar levels,
+runs the attention on the small low band and adds the upsampled answer; a feed-forward part with a depthwise
+convolution works at the resolution of the stage. Where the published implementation departs from its own
+description (window merge, index of the relative position bias, corners of the patch merging), this file
+follows the description.
 
 Notation: b batch, c channels, (d, h, w) map size, m = b x number of windows, n tokens of a window.
 """
@@ -22,7 +22,8 @@ from aneurysm.nets.wavelet import haar_low, pad_to_multiple
 class PatchEmbed(nn.Conv3d):
     """Non-overlapping 2x2x2 patches to tokens; state is that of the plain convolution (`weight`, `bias`).
 
-    (b, in_channels, d, h, w) -> (b, width, ceil(d/2), ceil(h/2), ceil(w/2)); odd axes repeat their last plane.
+    (b, in_channels, d, h, w) -> (b, width, ceil(d/2), ceil(h/2), ceil(w/2)); odd axes repeat their last
+    plane.
     """
 
     def __init__(self, in_channels: int, width: int) -> None:
@@ -54,9 +55,9 @@ class DropPath(nn.Module):
 class WindowAttention(nn.Module):
     """Multi-head self-attention over all voxels of a window, with a bias by relative position.
 
-    One bias table serves windows of every size and shape: entry (i, j, k) belongs to the offset in voxels of the
-    attended map, and offsets of `reach` voxels or more share the outermost entry, so weights trained on small
-    crops run on large ones.
+    One bias table serves windows of every size and shape: entry (i, j, k) belongs to the offset in voxels
+    of the attended map, and offsets of `reach` voxels or more share the outermost entry, so weights trained
+    on small crops run on large ones.
     """
 
     def __init__(self, width: int, heads: int, reach: int = 8) -> None:
@@ -135,9 +136,9 @@ class WaveletBlock(nn.Module):
     """Transformer block whose attention sees the wavelet low band of the map.
 
     z = LN(x); y = x + up(attention(low(z))); out = y + FFN(LN(y)). The answer of the attention is upsampled
-    trilinearly. With `multi_scale` the same attention also runs on the low bands between, in windows of the size of
-    the coarsest one, and the answers are added.
-    level: Haar levels per axis; fewer where that would leave an axis of less than `min_window` voxels.
+    trilinearly. With `multi_scale` the same attention also runs on the low bands between, in windows of the
+    size of the coarsest one, and the answers are added. level: Haar levels per axis; fewer where that would
+    leave an axis of less than `min_window` voxels.
     """
 
     def __init__(
@@ -208,13 +209,13 @@ class PatchMerging(nn.Module):
 class WaveFormerEncoder(nn.Module):
     """Turn a volume into four feature maps of strides 2, 4, 8, 16 and widths width x (1, 2, 4, 8).
 
-    Works for any input size, cubic or not: a map of stride s has ceil(n/s) voxels per axis. Each returned map is
-    layer-normalised over its channels, without learned scale.
-    heads must divide the stage widths; levels: Haar levels per stage (3, 2, 1, 0 in the paper, where every stage of
-    a 128^3 crop attends on 8^3 tokens); min_window: smallest side of the attended low band in voxels, the level
-    drops on small crops to respect it (1 is the paper); normalise_lf: low band as a mean, without the Haar gain of
-    2*sqrt2 per level (False is the paper); drop_path: rate of the last block, growing linearly from 0.
-    Raises ValueError if the lists differ in length or heads do not divide the widths.
+    Works for any input size, cubic or not: a map of stride s has ceil(n/s) voxels per axis. Each returned
+    map is layer-normalised over its channels, without learned scale. heads must divide the stage widths;
+    levels: Haar levels per stage (3, 2, 1, 0 in the paper, where every stage of a 128^3 crop attends on 8^3
+    tokens); min_window: smallest side of the attended low band in voxels, the level drops on small crops to
+    respect it (1 is the paper); normalise_lf: low band as a mean, without the Haar gain of 2*sqrt2 per
+    level (False is the paper); drop_path: rate of the last block, growing linearly from 0. Raises
+    ValueError if the lists differ in length or heads do not divide the widths.
     """
 
     def __init__(
@@ -266,7 +267,8 @@ class WaveFormerEncoder(nn.Module):
         """Feature maps (b, widths[i], d, h, w) of strides `strides[i]` from an embedded image (stride 2)."""
         if embedded.shape[1] != self.widths[0]:
             raise ValueError(
-                f"The encoder expects an embedding of {self.widths[0]} channels but got {tuple(embedded.shape)}."
+                f"The encoder expects an embedding of {self.widths[0]} channels but got "
+                f"{tuple(embedded.shape)}."
             )
         x = embedded.permute(0, 2, 3, 4, 1).contiguous()
         maps: list[Tensor] = []

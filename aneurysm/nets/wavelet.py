@@ -1,8 +1,9 @@
 """Orthonormal 3-D Haar wavelet transform in plain torch, differentiable and exact for any size.
 
-Along an axis a = (x0 + x1)/sqrt2 is the average and d = (x0 - x1)/sqrt2 the detail, so a level of the transform
-turns each 2x2x2 cell into one low band (aaa) and seven high bands. A smooth signal grows by 2*sqrt2 in the low
-band at every level, white noise does not: see `LOW_GAIN` and the `normalise` option of `haar_low`.
+Along an axis a = (x0 + x1)/sqrt2 is the average and d = (x0 - x1)/sqrt2 the detail, so a level of the
+transform turns each 2x2x2 cell into one low band (aaa) and seven high bands. A smooth signal grows by
+2*sqrt2 in the low band at every level, white noise does not: see `LOW_GAIN` and the `normalise` option of
+`haar_low`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ def _basis(like: Tensor) -> Float[Tensor, "8 8"]:
 def pad_to_multiple(x: Float[Tensor, "b c d h w"], multiple: Sequence[int]) -> Float[Tensor, "b c d2 h2 w2"]:
     """Repeat the last plane of each axis until the size is a multiple of the given number of voxels.
 
-    Repetition and not zeros: a constant signal keeps its value at the border, and no false edge appears there.
+    Repetition and not zeros: a constant signal keeps its value at the border, and no false edge appears
+    there.
     """
     d, h, w = ((-n) % m for n, m in zip(x.shape[2:], multiple, strict=True))
     return F.pad(x, (0, w, 0, h, 0, d), mode="replicate") if d or h or w else x
@@ -51,7 +53,7 @@ def haar_synthesis(
     high: Float[Tensor, "b 7 c d h w"],
     size: Sequence[int] | None = None,
 ) -> Float[Tensor, "b c d2 h2 w2"]:
-    """Put a volume together again from its low and high bands, one level; the exact inverse of `haar_analysis`.
+    """Put a volume together again from its low and high bands, one level; inverse of `haar_analysis`.
 
     size: (d, h, w) of the original volume, to cut the padding of odd axes off; None keeps 2n voxels per axis.
     """
@@ -86,7 +88,7 @@ def haar_decompose(
 def haar_reconstruct(
     low: Float[Tensor, "b c d h w"], details: Sequence[Tensor], size: Sequence[int] | None = None
 ) -> Float[Tensor, "b c d2 h2 w2"]:
-    """Inverse of `haar_decompose`: details coarsest first, each (b, 7, c, d, h, w); size of the original volume."""
+    """Inverse of `haar_decompose`: details coarsest first, each (b, 7, c, d, h, w); original size."""
     finer = [tuple(high.shape[3:]) for high in details[1:]] + [size]
     for high, target in zip(details, finer, strict=False):
         low = haar_synthesis(low, high, target)
@@ -98,10 +100,10 @@ def haar_low(
 ) -> Float[Tensor, "b c d2 h2 w2"]:
     """Coarsest average after several Haar levels, without computing the details.
 
-    levels: number of levels along (d, h, w); three equal numbers give the low band of `haar_decompose`, unequal
-    ones transform a flat slab less often along its short axis. The Haar low band is the block mean times sqrt2
-    per level and axis, so it is a pooling. With `normalise` the gain is left out: the band keeps the scale of the
-    signal, and an attention on it does not saturate with depth.
+    levels: number of levels along (d, h, w); three equal numbers give the low band of `haar_decompose`,
+    unequal ones transform a flat slab less often along its short axis. The Haar low band is the block mean
+    times sqrt2 per level and axis, so it is a pooling. With `normalise` the gain is left out: the band
+    keeps the scale of the signal, and an attention on it does not saturate with depth.
     """
     if not any(levels):
         return x

@@ -20,9 +20,7 @@ from aneurysm.physics.sections import Path, cross_sections, resample_path
 
 MIN_PATH_POINTS = 3
 MIN_LUMEN_VOXELS = 64
-SMOOTHING = (
-    0.35  # of the radius: smooth enough for the network to resolve the wall, sharp enough to keep a neck
-)
+SMOOTHING = 0.4  # of the radius: less leaves voxel steps that floor the residual, more closes small sacs
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +146,12 @@ def sample_flow_points(
         return nothing
     radius = float(np.median(path_radius_mm[usable]))
     lumen = wall_function(vessel_prob, spacing, max(spacing.max(), SMOOTHING * radius), path.position)
-    if lumen is None or (lumen.indicator > 0.5).sum() < MIN_LUMEN_VOXELS:
+    if lumen is None or lumen.indicator.sum() * np.prod(lumen.spacing_mm / spacing) < MIN_LUMEN_VOXELS:
         return nothing
     sections = cross_sections(lumen, path, n_sections, n_section_points)
     if sections is None:
         return nothing
-    points = _uniform_points(lumen, path, n_points, rng)
+    points = _uniform_points(lumen, path, half, n_points, rng)
     if points is None:
         return nothing
 
@@ -185,20 +183,20 @@ def sample_flow_points(
     )
 
 
-def _uniform_points(lumen: Lumen, path: Path, count: int, rng: np.random.Generator) -> np.ndarray | None:
+def _uniform_points(
+    lumen: Lumen, path: Path, half_mm: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray | None:
     """Uniform points of the lumen between the path's ends, (count, 3) mm, by rejection within voxels."""
-    centre = (np.array(lumen.inside.shape) - 1) / 2
     cut = ndimage.binary_dilation(
         lumen.inside, structure=np.ones((3, 3, 3))
     )  # the wall passes through voxels
-    voxels = (np.argwhere(cut) - centre) * lumen.spacing_mm
+    voxels = np.argwhere(cut) * lumen.spacing_mm + lumen.first_mm
     voxels = voxels[path.between_ends(voxels)]
     if len(voxels) == 0:
         return None
     tries = voxels[rng.integers(len(voxels), size=8 * count)]
     tries = tries + rng.uniform(-0.5, 0.5, tries.shape) * lumen.spacing_mm
-    half = np.array(lumen.inside.shape) * lumen.spacing_mm / 2
-    kept = tries[(lumen.interpolate(tries) > 0) & (np.abs(tries) <= half).all(1)]
+    kept = tries[(lumen.interpolate(tries) > 0) & (np.abs(tries) <= half_mm).all(1)]
     if len(kept) < count // 4:
         return None
     return kept[np.arange(count) % len(kept)]  # repeats only in a lumen that is nearly all surface

@@ -23,7 +23,8 @@ class Lumen:
     """
 
     indicator: Float[np.ndarray, "d h w"]  # vessel probability of the chosen vessel, 0 elsewhere
-    spacing_mm: Float[np.ndarray, "3"]
+    spacing_mm: Float[np.ndarray, "3"]  # of the indicator, coarser than the crop in wide vessels
+    first_mm: Float[np.ndarray, "3"]  # position of voxel (0, 0, 0)
     sigma_mm: float
     level: float
     field: Float[np.ndarray, "d h w"]  # phi at the voxel centres
@@ -39,7 +40,7 @@ class Lumen:
             size = self.indicator.shape[axis]
             sigma = self.sigma_mm / self.spacing_mm[axis]
             reach = int(np.ceil(CUT * sigma))
-            at = points_mm[:, axis] / self.spacing_mm[axis] + (size - 1) / 2  # fractional voxel index
+            at = (points_mm[:, axis] - self.first_mm[axis]) / self.spacing_mm[axis]  # fractional voxel index
             offset = np.arange(-reach, reach + 1)
             index = np.rint(at).astype(int)[:, None] + offset  # (n, k)
             distance = (at[:, None] - index) / sigma
@@ -76,7 +77,7 @@ class Lumen:
 
     def interpolate(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
         """phi to first order between voxel centres: for searching the wall, where speed counts."""
-        index = points_mm / self.spacing_mm + (np.array(self.indicator.shape) - 1) / 2
+        index = (points_mm - self.first_mm) / self.spacing_mm
         return ndimage.map_coordinates(self.field, np.moveaxis(index, -1, 0), order=1, mode="nearest")
 
 
@@ -114,11 +115,27 @@ def wall_function(
     rim = ndimage.binary_dilation(part, structure=np.ones((3, 3, 3)), iterations=2)
     indicator = np.where(rim & ((parts == 0) | part), indicator, 0.0)
 
-    sigma = sigma_mm / spacing_mm
-    smooth = ndimage.gaussian_filter(indicator, sigma, mode="nearest", truncate=CUT)
+    indicator, spacing, first = _coarsen(indicator, spacing_mm, sigma_mm)
+    smooth = ndimage.gaussian_filter(indicator, sigma_mm / spacing, mode="nearest", truncate=CUT)
     level = _volume_level(smooth, indicator.sum())
     field = (smooth - level) / (1 - level)
-    return Lumen(indicator, np.asarray(spacing_mm, dtype=np.float64), sigma_mm, level, field, field > 0)
+    return Lumen(indicator, spacing, first, float(sigma_mm), level, field, field > 0)
+
+
+def _coarsen(indicator: np.ndarray, spacing_mm: np.ndarray, sigma_mm: float) -> tuple[np.ndarray, ...]:
+    """Halves each axis while sigma spans two voxels: the Gaussian hides what is lost and costs an eighth."""
+    spacing = np.array(spacing_mm, dtype=np.float64)
+    first = -(np.array(indicator.shape) - 1) / 2 * spacing
+    for axis in range(3):
+        while sigma_mm >= 2 * spacing[axis] and indicator.shape[axis] >= 4:
+            if indicator.shape[axis] % 2:
+                last = np.take(indicator, [-1], axis=axis)
+                indicator = np.concatenate([indicator, last], axis=axis)
+            pairs = np.moveaxis(indicator, axis, 0)
+            indicator = np.moveaxis((pairs[::2] + pairs[1::2]) / 2, 0, axis)
+            first[axis] += spacing[axis] / 2
+            spacing[axis] *= 2
+    return np.ascontiguousarray(indicator), spacing, first
 
 
 def _volume_level(smooth: np.ndarray, volume: float) -> float:

@@ -168,31 +168,26 @@ def location_figure(score: RsnaScore, intervals: Mapping[str, Interval] | None =
     figure = new_figure(9.2, 5.2)
     axes = dress(figure.subplots(), "AUC (0.5 is chance)", "", "AUC by location, with 95 % interval")
     axes.grid(axis="y", visible=False)
+    lows = [*score.per_column.values(), *(i.low for i in (intervals or {}).values() if np.isfinite(i.low))]
+    left = max(0.0, min([0.4, *(value - 0.05 for value in lows)]))
     axes.axvline(0.5, color="#b8c0ca", linewidth=1, linestyle=(0, (4, 4)))
     reasons = dict(score.left_out)
     order = (PRESENT, *LOCATIONS)
     for row, name in enumerate(order):
         y = len(order) - 1 - row
         if name in reasons:
-            axes.text(
-                0.015,
-                y,
-                f"left out: {reasons[name]}",
-                va="center",
-                fontsize=8,
-                color=SOFT_INK,
-                style="italic",
-            )
+            why = f"left out: {reasons[name]}"
+            axes.text(left + 0.01, y, why, va="center", fontsize=8, color=SOFT_INK, style="italic")
             continue
         colour = INK if name == PRESENT else _artery_colour(name)
         area, interval = score.per_column[name], (intervals or {}).get(name)
         if interval is not None and np.isfinite(interval.low):
             axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=5, alpha=0.3)
-        axes.plot(area, y, "o", color=colour, markersize=7)
-        axes.text(1.02, y, f"{area:.2f}", va="center", fontsize=8.5, color=INK)
+        axes.plot(area, y, "o", color=colour, markersize=7, clip_on=False)
+        axes.text(1.0 + 0.03 * (1 - left), y, f"{area:.2f}", va="center", fontsize=8.5, color=INK)
     names = [f"{name}  ({score.positives[name]} pos.)" for name in order]
     axes.set_yticks(range(len(order) - 1, -1, -1), names)
-    axes.set(xlim=(0, 1.0), ylim=(-0.7, len(order) - 0.3))
+    axes.set(xlim=(left, 1.0), ylim=(-0.7, len(order) - 0.3))
     return figure
 
 

@@ -30,6 +30,11 @@ class Picture:
         return png(self.figure)
 
     @property
+    def width(self) -> int:
+        """CSS pixels at which words in all figures have the same size."""
+        return round(96 * float(self.figure.get_size_inches()[0]))
+
+    @property
     def source(self) -> str:
         """The rendered figure as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")

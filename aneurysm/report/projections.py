@@ -11,6 +11,7 @@ from scipy import ndimage
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.report.style import GREEN, NIGHT_INK, ORANGE, new_figure
 from aneurysm.report.views import (
+    MARGIN,
     VIEWS,
     Mark,
     call_out,
@@ -24,8 +25,9 @@ from aneurysm.report.views import (
     tint,
 )
 
-# What is projected around the vessels, mm: bone lies beside arteries in CTA, dark air far from them in T2.
-NEAR_MM = {"CTA": 1.5, "T2": 6.0}
+# What is projected around the vessels, mm: bone lies close beside arteries in CTA and bright marrow and
+# veins in T1; in T2 the dark air is farther away, and bright fluid has to frame the vessels.
+NEAR_MM = {"CTA": 1.5, "T1": 2.5, "T2": 6.0}
 
 
 class GraphLike(Protocol):
@@ -46,7 +48,7 @@ def mip_panel(
     """Axial, coronal and sagittal intensity projections with vessels, candidates and known lesions.
 
     Bright vessels (CTA, MRA, T1 after contrast) are projected by maximum, dark ones (T2) by minimum. In
-    CTA and T2 bone or air would cover the vessels: with a vessel mask only its surroundings are
+    all but MRA other tissue would cover the vessels: with a vessel mask only its surroundings are
     projected, before a faint mean of the whole scan; without one, T2 is projected inside the head only.
 
     Args:
@@ -62,13 +64,17 @@ def mip_panel(
     size = grid.spacing * grid.shape
     widths = [size[across] for _, across, _, _ in VIEWS.values()]
     tallest = max(size[up] for _, _, up, _ in VIEWS.values())
-    stretch = 1.4 if len(candidates) else 1.0  # the margins for the words beside the views
-    figure = new_figure(13, float(np.clip(13 * tallest / (stretch * sum(widths)) + 0.5, 3, 8)), dark=True)
+    stretch = 1 + 2 * MARGIN * bool(len(candidates))
+    figure = new_figure(13, float(np.clip(13 * tallest / (stretch * sum(widths)) + 0.35, 3, 8)), dark=True)
     panels = figure.subplots(1, 3, width_ratios=widths)
-    inside = volume[vessel != 0] if modality == "CTA" and keep is not None and vessel is not None else None
-    low, high = _window(volume if keep is None else volume[keep], dark, inside)
-    for axes, (name, (axis, _, _, _)) in zip(panels, VIEWS.items(), strict=True):
-        show_slice(axes, _project(volume, keep, axis, dark, low, high), grid, name, 0.0, 1.0)
+    images = [_project(volume, keep, axis, dark) for axis, _, _, _ in VIEWS.values()]
+    low, high = _window(images, volume, vessel if keep is not None and not dark else None)
+    for axes, name, image in zip(panels, VIEWS, images, strict=True):
+        axis = VIEWS[name][0]
+        grey = np.clip((image - low) / (high - low), 0, 1)
+        if keep is not None:
+            grey = np.where(np.isfinite(image), grey, _faint(volume.mean(axis=axis)))
+        show_slice(axes, grey, grid, name, 0.0, 1.0)
         if vessel is not None:
             tint(axes, (vessel != 0).any(axis=axis), grid, name)
         for lesion in lesions or ():
@@ -77,9 +83,8 @@ def mip_panel(
         letters(axes, name)
         if axes is panels[0]:
             scale_bar(axes, float(max(size)))
-        call_out(
-            axes, [on_screen(grid.to_index(np.asarray(mm)), grid, name) for mm, _ in candidates], candidates
-        )
+        places = [on_screen(grid.to_index(np.asarray(mm)), grid, name) for mm, _ in candidates]
+        call_out(axes, places, candidates)
     return figure
 
 
@@ -109,7 +114,7 @@ def candidate_crops(
     if not candidates:
         raise ValueError("There is no candidate to zoom in on.")
     rows = list(candidates)[:most]
-    figure = new_figure(9.6, 3.2 * len(rows) + 0.2, dark=True)
+    figure = new_figure(11.3, 3.75 * len(rows) + 0.2, dark=True)
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for number, (mm, p) in enumerate(rows):
         centre = grid.to_index(np.asarray(mm))
@@ -156,7 +161,6 @@ def vessel_graph_figure(
     score = np.asarray(score, dtype=np.float64).reshape(-1)
     if len(score) != len(position):
         raise ValueError(f"The graph has {len(position)} nodes but {len(score)} scores.")
-    figure = new_figure(13, 4.9, dark=True)
     of_edge = score[edges].mean(axis=1) if len(edges) else np.zeros(0)
     order = np.argsort(of_edge)  # the suspicious parts on top
     # World axes (x right, y anterior, z superior) on screen, x growing to the viewer's left.
@@ -165,11 +169,16 @@ def vessel_graph_figure(
     if len(drawn) == 0:
         drawn = np.array([[-20.0] * 3, [20.0] * 3])
     low, high = drawn.min(axis=0) - 6, drawn.max(axis=0) + 6
+    size = high - low
+    widths = [size[across] for across, _ in sides.values()]
+    stretch = 1 + 2 * MARGIN * bool(len(candidates))
+    height = 12 * max(size[up] for _, up in sides.values()) / (stretch * sum(widths)) + 0.35
+    figure = new_figure(13, float(np.clip(height, 3, 8)), dark=True)
     lines = None
-    panels = figure.subplots(1, 3, width_ratios=[high[a] - low[a] for a, _ in sides.values()])
+    panels = figure.subplots(1, 3, width_ratios=widths)
     for axes, (name, pair) in zip(panels, sides.items(), strict=True):
         lines = LineCollection(
-            list(position[edges[order]][:, :, pair]), array=of_edge[order], cmap="inferno", clim=(-0.15, 1),
+            list(position[edges[order]][:, :, pair]), array=of_edge[order], cmap="inferno", clim=(-0.45, 1),
             linewidths=1.6 + 2.4 * np.clip(of_edge[order], 0, 1), capstyle="round",
         )  # fmt: skip
         axes.add_collection(lines)
@@ -178,7 +187,7 @@ def vessel_graph_figure(
         axes.set(xlim=(high[pair[0]], low[pair[0]]), ylim=(low[pair[1]], high[pair[1]]))
         letters(axes, name)
         if name == "Axial":
-            scale_bar(axes, float((high - low).max()))
+            scale_bar(axes, float(size.max()))
         call_out(axes, [(float(mm[pair[0]]), float(mm[pair[1]])) for mm, _ in candidates], candidates)
     if lines is not None:
         bar = figure.colorbar(lines, ax=panels, shrink=0.75, pad=0.01, boundaries=np.linspace(0, 1, 101))
@@ -191,34 +200,36 @@ def vessel_graph_figure(
 
 def _region(volume: np.ndarray, grid: Grid, vessel: np.ndarray | None, modality: str) -> np.ndarray | None:
     """Voxels to project, None for all."""
-    if modality in NEAR_MM and vessel is not None and (vessel != 0).any():
-        return ndimage.distance_transform_edt(vessel == 0, sampling=grid.spacing) <= NEAR_MM[modality]
+    if modality not in NEAR_MM:
+        return None
+    reach = 2 * np.rint(NEAR_MM[modality] / grid.spacing).astype(int) + 1
+    if vessel is not None and (vessel != 0).any():
+        # A box filter costs the same for any reach; a distance map of a whole head takes a minute.
+        return ndimage.maximum_filter((vessel != 0).view(np.uint8), size=tuple(reach)) > 0
     if modality == "T2":
         bright = volume > 0.25 * np.percentile(volume, 95) + 0.75 * np.percentile(volume, 1)
         head = ndimage.binary_fill_holes(ndimage.binary_closing(bright, iterations=2))
-        inner = ndimage.distance_transform_edt(head, sampling=grid.spacing) > NEAR_MM["T2"]
+        inner = ndimage.minimum_filter(np.asarray(head).view(np.uint8), size=tuple(2 * reach - 1)) > 0
         return inner if inner.any() else None
     return None
 
 
-def _window(shown: np.ndarray, dark: bool, inside: np.ndarray | None) -> tuple[float, float]:
-    """Grey levels from black to white; `inside` are the vessel voxels where brighter tissue is near."""
-    low, high = (float(v) for v in np.percentile(shown, (0.2, 90) if dark else (1, 99.8)))
-    if inside is not None and inside.size:
-        high = float(np.percentile(inside, 95))
+def _project(volume: np.ndarray, keep: np.ndarray | None, axis: int, dark: bool) -> np.ndarray:
+    """Maximum or minimum along an axis; a ray without a voxel to keep is infinite."""
+    reduce, nothing = (np.min, np.inf) if dark else (np.max, -np.inf)
+    return reduce(volume if keep is None else np.where(keep, volume, nothing), axis=axis)
+
+
+def _window(images: list[np.ndarray], volume: np.ndarray, vessel: np.ndarray | None) -> tuple[float, float]:
+    """Values shown black and white; with a vessel mask, bone brighter than blood does not set the white."""
+    pixels = np.concatenate([image[np.isfinite(image)] for image in images])
+    low, high = (float(v) for v in np.percentile(pixels, (1, 99.7)))
+    if vessel is not None:
+        high = float(np.percentile(volume[vessel != 0], 99))
     return low, max(high, low + 1e-6)
 
 
-def _project(
-    volume: np.ndarray, keep: np.ndarray | None, axis: int, dark: bool, low: float, high: float
-) -> np.ndarray:
-    """Projection along an axis as grey in 0..1; rays with nothing to keep show a faint mean of all voxels."""
-    reduce, nothing = (np.min, np.inf) if dark else (np.max, -np.inf)
-    if keep is None:
-        return np.clip((reduce(volume, axis=axis) - low) / (high - low), 0, 1)
-    image = reduce(np.where(keep, volume, nothing), axis=axis)
-    mean = volume.mean(axis=axis)
+def _faint(mean: np.ndarray) -> np.ndarray:
+    """A mean projection as a dim backdrop."""
     floor, ceiling = np.percentile(mean, (2, 99.5))
-    faint = 0.3 * np.clip((mean - floor) / max(ceiling - floor, 1e-6), 0, 1)
-    shown = np.clip((image - low) / (high - low), 0, 1)
-    return np.where(np.isfinite(image), shown, faint)
+    return 0.3 * np.clip((mean - floor) / max(ceiling - floor, 1e-6), 0, 1)

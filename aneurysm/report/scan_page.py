@@ -12,7 +12,7 @@ from aneurysm.data.scan import Grid
 from aneurysm.data.tables import EXPERT, LOCATION_KEYS
 from aneurysm.evaluation.summary import merged_seeds
 from aneurysm.report.html import Picture, write_page
-from aneurysm.report.projections import GraphLike, candidate_crops, mip_panel, vessel_graph_figure
+from aneurysm.report.projections import NEAR_MM, GraphLike, candidate_crops, mip_panel, vessel_graph_figure
 from aneurysm.report.views import Mark
 
 MARKED_MOST = 8  # candidates marked in projections; more would hide the vessels
@@ -184,8 +184,8 @@ def _projection_caption(report: ScanReport, candidates: int) -> str:
     text = f"{kind}-intensity projections with the candidates and their probability p."
     if report.vessel is not None:
         text += " Blue: arteries as segmented."
-    if report.vessel is not None and report.modality in ("CTA", "T2"):
-        text += " Only the surroundings of arteries are projected; bone, air and fluid would hide them."
+    if report.vessel is not None and report.modality in NEAR_MM:
+        text += " Only the surroundings of arteries are projected; other tissue would hide them."
     if candidates > MARKED_MOST:
         text += f" The best {MARKED_MOST} of {candidates} candidates are marked."
     return text

@@ -3,10 +3,8 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from aneurysm.data.files import replacing
@@ -34,50 +32,7 @@ HEADLINE = (
     "Calibration error, scan",
 )
 STAGE_ORDER = ("pretrain", "vessel", "smart_net", "expert", "stacker")
-MISSED = "missed"
 CALIBRATION_CAPTION = "On the dashed line a probability means what it says. Larger circles hold more cases."
-
-
-@dataclass(frozen=True)
-class Example:
-    """A scan worth looking at."""
-
-    series_uid: str
-    kind: str  # "hit", "missed" or "false alarm"
-    p: float  # of the mark that makes the example; NaN when the lesion got no mark
-    caption: str
-
-
-def choose_examples(evaluation: Evaluation, per_kind: int = 2) -> list[Example]:
-    """Scans to show: the surest hits, lesions missed, and the surest false alarms, each scan once.
-
-    The operating point is 1 false alarm per scan. Empty without a FROC curve of the expert.
-    """
-    curve = evaluation.froc.get("expert") or evaluation.froc.get("smart_net")
-    if curve is None:
-        return []
-    threshold = curve.threshold_at(1.0)
-    lesions = curve.lesions.sort_values("p", ascending=False, kind="stable")
-    above = lesions["p"] >= threshold
-    alarms = curve.marks[(curve.marks["outcome"] == FALSE_ALARM) & (curve.marks["p"] >= threshold)]
-    kinds = (
-        (HIT, lesions[above], "Found: the aneurysm was marked with p = {p:.2f}."),
-        (MISSED, lesions[~above].sort_values("p", na_position="first"), "Missed: {why}."),
-        (FALSE_ALARM, alarms, "False alarm: p = {p:.2f} where no aneurysm is known."),
-    )
-    used: set[str] = set()
-    examples = []
-    for kind, table, caption in kinds:
-        taken = 0
-        for uid, p in zip(table["series_uid"], table["p"], strict=True):
-            if taken == per_kind or uid in used:
-                continue
-            used.add(uid)
-            taken += 1
-            low = f"marked with p = {p:.2f}, below the threshold"
-            why = "no mark near the aneurysm" if np.isnan(p) else low
-            examples.append(Example(str(uid), kind, float(p), caption.format(p=p, why=why)))
-    return examples
 
 
 def write_training_report(

@@ -23,6 +23,7 @@ VIEWS = {
     "Coronal": (1, 2, 0, "RLSI"),
     "Sagittal": (2, 1, 0, "APSI"),
 }
+MARGIN = 0.26  # beside a view with marks, share of its width
 Mark = tuple[Sequence[float] | np.ndarray, float]  # position in RAS mm, probability
 
 
@@ -112,7 +113,7 @@ def call_out(axes: Axes, points: Sequence[tuple[float, float]], marks: Sequence[
         return
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
     radius, gap = 0.022 * (y1 - y0) + 0.6, 0.06 * (y1 - y0)
-    margin = 0.2 * (x1 - x0)
+    margin = MARGIN * (x1 - x0)
     axes.set_xlim(x0 - margin, x1 + margin)
     sides: dict[bool, list[int]] = {True: [], False: []}
     for number, (x, _) in enumerate(points):
@@ -124,10 +125,10 @@ def call_out(axes: Axes, points: Sequence[tuple[float, float]], marks: Sequence[
             axes.add_patch(ring(points[n], radius, ORANGE, "-"))
             axes.annotate(
                 f"{n + 1}  p {marks[n][1]:.2f}", xy=points[n], xycoords="data",
-                xytext=(x0 - 0.92 * margin if on_left else x1 + 0.92 * margin, height), textcoords="data",
+                xytext=(x0 - 0.95 * margin if on_left else x1 + 0.95 * margin, height), textcoords="data",
                 ha="left" if on_left else "right", va="center", color=ORANGE, fontsize=9, fontweight="bold",
                 path_effects=[withStroke(linewidth=2.5, foreground=NIGHT)],
-                arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8, "alpha": 0.75, "shrinkB": 5},
+                arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8, "alpha": 0.7, "shrinkB": 5},
             )  # fmt: skip
 
 

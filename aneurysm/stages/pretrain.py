@@ -1,53 +1,67 @@
 """Stage 1, pretrain: the WaveFormer backbone learns anatomy by filling in what a mask hides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, move
+from aneurysm.nets.masking import AnatoMask, RandomBlocks, teacher_decay
+from aneurysm.nets.reconstruction import MaskedReconstruction
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import crop, network_image, remembered
-
 
 # Geometry only: the task is to reconstruct intensities, so they stay what they are.
 AUGMENTATION = Augmentation(flip_chance=0.5)
 
 
 class PretrainModule(LightningModule):
-    """Masked reconstruction: hide blocks, reconstruct them, learn from hidden voxels alone."""
+    """Masked reconstruction: hide blocks, reconstruct them, learn from hidden voxels alone.
+
+    With `AnatoMask` a teacher, the moving average of the network, says which blocks are hard.
+    """
 
     def __init__(
-        self,
-        net: nn.Module,
-        masking: Callable[..., Tensor],
-        lr: float,
-        weight_decay: float,
-        total_steps: int,
-        seed: int,
+        self, net: MaskedReconstruction, masking: RandomBlocks, lr: float, weight_decay: float, total_steps: int, seed: int
     ) -> None:
         super().__init__()
         self.net, self.masking, self.seed = net, masking, seed
         self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
+        self.teacher = None
+        if isinstance(masking, AnatoMask):
+            self.teacher = AveragedModel(net, avg_fn=self._average, use_buffers=True)
+            self.teacher.requires_grad_(False)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, 0..1."""
+        return min(1.0, self.global_step / max(1, self.total_steps))
+
+    def _average(self, kept: Tensor, new: Tensor, count: Any) -> Tensor:
+        return torch.lerp(new, kept, teacher_decay(self.progress))
 
     def _step(self, image: Tensor, index: int, split: str) -> Tensor:
         # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks.
         epoch = self.current_epoch if split == "train" else 10**6
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch, index)) % 2**31)
-        progress = min(1.0, self.global_step / max(1, self.total_steps))
-        shape = (len(image), *image.shape[2:])
-        loss_map = None
-        if getattr(self.masking, "needs_loss_map", False):
-            seen = self.masking(None, shape, progress, generator).to(image.device)
+        key = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(key))
+        shape, hardness = tuple(image.shape), None
+        if self.teacher is not None:
             with torch.no_grad():
-                loss_map = self.net(image, seen).per_block_loss
-        active = self.masking(loss_map, shape, progress, generator).to(image.device)
+                seen = self.masking(None, shape, self.progress, generator).to(image.device)
+                hardness = self.teacher(image, seen).per_block_loss
+        active = self.masking(hardness, shape, self.progress, generator).to(image.device)
         return log_step(self, StepOutput(self.net(image, active).loss), split, len(image))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.net)
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         return self._step(batch, index, "train")
@@ -56,7 +70,7 @@ class PretrainModule(LightningModule):
         return self._step(batch, index, "val")
 
     def configure_optimizers(self) -> Any:
-        return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps)
+        return adamw_one_cycle(self.net.parameters(), self.lr, self.weight_decay, self.total_steps)
 
 
 class PretrainData(LightningDataModule):

@@ -38,5 +38,9 @@ def adamw_one_cycle(
         ],
         lr=lr,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=total_steps, pct_start=0.25)
+    # The cycle divides by its phase lengths: very short trainings need a longer first phase.
+    steps = max(total_steps, 4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=lr, total_steps=steps, pct_start=max(0.25, 2 / steps)
+    )
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -111,8 +111,15 @@ def read_probabilities(path: Path) -> dict[str, np.ndarray]:
     return {name: v.astype(np.float32) / 255 for name, v in load_file(path).items()}
 
 
-def threshold_for_recall(probability: list[np.ndarray], target: list[np.ndarray], recall: float) -> float:
-    """The highest of 254 thresholds at which the pooled voxel recall is still at least `recall`."""
+def threshold_for_recall(
+    probability: list[np.ndarray], target: list[np.ndarray], recall: float, floor: float = 0.15
+) -> float:
+    """The highest threshold at which the pooled voxel recall is still at least `recall`.
+
+    Args:
+        floor: lowest threshold, even when it misses `recall`. A net that knows too little would otherwise
+            call the whole head a vessel, and the graph of such a mask is as useless as it is slow.
+    """
     inside = np.zeros(256, np.int64)
     for p, t in zip(probability, target, strict=True):
         inside += np.bincount(np.round(p[t] * 255).astype(np.int64), minlength=256)
@@ -120,4 +127,4 @@ def threshold_for_recall(probability: list[np.ndarray], target: list[np.ndarray]
         return 0.5
     at_least = inside[::-1].cumsum()[::-1] / inside.sum()  # recall at threshold i / 255
     reached = np.flatnonzero(at_least[1:255] >= recall) + 1
-    return float((reached[-1] if len(reached) else 1) / 255)
+    return max(float((reached[-1] if len(reached) else 1) / 255), floor)

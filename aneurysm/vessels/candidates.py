@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
+from skimage import measure
 
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.vessels.cleanup import check_on_grid
@@ -107,7 +108,7 @@ def _refined(graph: VesselGraph, peaks: np.ndarray, refine_mm: float) -> np.ndar
     trust = graph.bulge_mm3 / (graph.bulge_mm3 + 2.0)  # a few voxels of surface noise hardly count
     centre = graph.position + trust[:, None] * away
     if len(peaks) and len(graph):
-        gap, nearest = KDTree(peaks).query(centre)
+        gap, nearest = (np.asarray(found) for found in KDTree(peaks).query(centre))
         close = gap <= refine_mm
         centre[close] = peaks[nearest[close]]
     return centre
@@ -126,9 +127,11 @@ def evidence_peaks(
     smooth = ndimage.gaussian_filter(volume, 0.7 / grid.spacing)
     size = np.maximum(1, 2 * np.round(min_distance_mm / 2 / grid.spacing).astype(int) + 1)
     top = (smooth == ndimage.maximum_filter(smooth, size)) & (volume >= threshold)
-    plateaus, count = ndimage.label(top, np.ones((3, 3, 3)))
-    found = np.rint(ndimage.center_of_mass(top, plateaus, range(1, count + 1))).astype(int).reshape(-1, 3)
-    height = np.asarray(ndimage.maximum(volume, plateaus, range(1, count + 1)), float).reshape(-1)
+    plateaus = np.asarray(measure.label(top, connectivity=3))
+    count = int(plateaus.max())
+    maxima = [np.argwhere(plateaus == i) for i in range(1, count + 1)]
+    found = np.array([np.rint(voxels.mean(0)) for voxels in maxima], int).reshape(-1, 3)
+    height = np.array([volume[tuple(voxels.T)].max() for voxels in maxima], float)
     steps, step_mm = ball_steps(grid, max(min_distance_mm / 2, float(grid.spacing.max())))
     centres = np.empty((count, 3))
     for i, voxel in enumerate(found):

@@ -88,6 +88,9 @@ def trace(skeleton: np.ndarray, distance: np.ndarray, grid: Grid) -> Centreline:
     order = np.flatnonzero(member)[np.argsort(depth[member], kind="stable")]
     core[cluster[order]] = order
 
+    linked = {j for chain in chains for j in (chain.start, chain.end)}
+    chains += [_Chain([int(core[j])], _FREE, _FREE) for j in range(count) if j not in linked]
+
     pruned: list[tuple[int, float]] = []
     while True:
         noise = _noise(chains, mm, depth, position, radius, float(grid.spacing.min()))
@@ -199,6 +202,13 @@ def _noise(
         fat = depth[tip] >= max(0.55 * radius[junction], 1.9 * voxel_mm)
         if reach < radius[junction] + 1.0 and not fat:
             noise[i] = (reach + depth[tip] - radius[junction]) / radius[junction]
+    meeting: dict[int, list[int]] = {}
+    for i, chain in enumerate(chains):
+        for j in {chain.start, chain.end} - {_FREE}:
+            meeting.setdefault(j, []).append(i)
+    for members in meeting.values():
+        if all(i in noise for i in members):  # a blob: something must stay
+            del noise[max(members, key=lambda i: noise[i])]
     return noise
 
 

@@ -1,11 +1,9 @@
 """Turn a raw vessel mask into one that is worth thinning: no specks, no pinholes."""
 
 import numpy as np
-from scipy import ndimage
+from skimage import measure
 
 from aneurysm.data.scan import Grid
-
-_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
 def clean_mask(
@@ -32,11 +30,11 @@ def clean_mask(
     if not foreground.any():
         return cleaned
     box = bounding_box(foreground)
-    pieces, _ = ndimage.label(foreground[box], _ALL_NEIGHBOURS)
+    pieces = np.asarray(measure.label(foreground[box], connectivity=3))
     keep = np.bincount(pieces.ravel()) * grid.voxel_mm3 >= smallest_mm3
     keep[0] = False
     kept = np.pad(keep[pieces], 1)  # the rim joins all outside background into one piece
-    gaps, _ = ndimage.label(~kept)  # 6-connected: the counterpart of a 26-connected foreground
+    gaps = np.asarray(measure.label(~kept, connectivity=1))  # the counterpart of a 26-connected foreground
     sizes = np.bincount(gaps.ravel()) * grid.voxel_mm3
     small = sizes <= hole_mm3
     small[[0, gaps[0, 0, 0]]] = False

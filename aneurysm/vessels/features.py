@@ -155,7 +155,7 @@ def describe_nodes(
     tree = KDTree(path.position)
     volume = np.pi * tube**2 * path.share
     for radius_mm, filled in ((SMALL_BALL_MM, ball.small_mm3), (BALL_MM, ball.large_mm3)):
-        within = tree.query_ball_point(topology["position"], radius_mm)
+        within = tree.query_ball_point(topology["position"], radius_mm + 1e-6)
         expected = np.array([volume[members].sum() for members in within])
         ratio = np.log(np.maximum(filled, 0.1) / np.maximum(expected, 0.1))
         column[f"volume_ratio_{radius_mm:.0f}mm"] = ratio

@@ -7,6 +7,7 @@ G edge features. Positions are RAS mm.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -235,7 +236,7 @@ class _Nodes:
         nearest = ids[np.round(arc / max(length, 1e-9) * steps).astype(int)]
         self.path_parts.append((branch.points, branch.radius, share, nearest))
 
-    def topology(self) -> dict[str, np.ndarray]:
+    def topology(self) -> dict[str, Any]:
         edges = np.concatenate(self.edges) if self.edges else np.zeros((0, 2), np.int64)
         tangent = np.concatenate(self.tangents)
         flat = np.linalg.norm(tangent, axis=1) < 0.5  # a single voxel has no direction

@@ -95,10 +95,10 @@ def ball_sums(
 
 def ball_steps(grid: Grid, radius_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Voxel steps (k, 3) to all voxels within a radius, and the same steps in mm (k, 3)."""
-    half = np.floor(radius_mm / grid.spacing).astype(int)
+    half = np.floor(radius_mm / grid.spacing + 1e-6).astype(int)
     steps = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in half), indexing="ij"), -1).reshape(-1, 3)
     mm = steps @ grid.affine[:3, :3].T
-    near = np.linalg.norm(mm, axis=1) <= radius_mm
+    near = np.linalg.norm(mm, axis=1) <= radius_mm + 1e-6  # rounding must not decide on voxels at the rim
     return steps[near], mm[near]
 
 
@@ -107,4 +107,4 @@ def around(position: np.ndarray, steps: np.ndarray, grid: Grid) -> tuple[np.ndar
     index = np.rint(grid.to_index(position)).astype(np.int64)[:, None] + steps
     on_grid = np.all((index >= 0) & (index < grid.shape), axis=-1)
     index = np.clip(index, 0, np.array(grid.shape) - 1)
-    return on_grid, np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), grid.shape)
+    return on_grid, np.asarray(np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), grid.shape))

@@ -32,7 +32,8 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same(folder: Path, reference: Path, modality: str | None = None) -> None:
     scan = read_series(folder, modality)
     image = nib.load(reference)
-    volume, grid = canonicalise(np.asarray(image.dataobj, np.float32), Grid(image.shape, image.affine))
+    volume = np.asarray(image.dataobj, np.float32).reshape(image.shape[:3])
+    volume, grid = canonicalise(volume, Grid(image.shape[:3], image.affine))
     assert grid.same_as(scan.grid, 1e-3)
     np.testing.assert_allclose(scan.volume, volume, atol=1e-3)
 
@@ -66,7 +67,7 @@ def test_faulty_vendor_series_are_refused(real, name, message):
 
 
 def test_head_ct_of_two_slice_distances_is_refused(real):
-    with pytest.raises(ReadError, match=r"4 mm apart, but 7 mm between 15.dcm and 16.dcm.*different slice"):
+    with pytest.raises(ReadError, match=r"4 mm apart, but 1.08 mm .* 14.dcm and 15.dcm; .*different slice"):
         read_series(real / "ge_head_ct_tilt")
 
 
@@ -91,7 +92,7 @@ def test_axial_series_in_canonical_axes(tmp_path, stored):
     np.testing.assert_allclose(mm, scan.source.to_mm([2, 4, 3]))
     d, h, w = np.rint(scan.grid.to_index(mm)).astype(int)
     assert scan.volume[d, h, w] == stored[2, 4, 3]
-    with pytest.raises(ReadError, match="No image 1.2.3"):
+    with pytest.raises(ReadError, match=r"No image 1\.2\.3"):
         slices.to_mm("1.2.3", 0, 0)
 
 
@@ -166,9 +167,8 @@ def test_identical_duplicate_is_dropped_and_different_one_refused(tmp_path, stor
 def test_missing_slice_is_named(tmp_path, stored):
     files = write_series(tmp_path, np.concatenate([stored, stored]))
     files.pop(4)
-    with pytest.raises(
-        ReadError, match=r"1.5 mm apart, but 3 mm between 003.dcm and 005.dcm; a slice is missing"
-    ):
+    expected = r"1.5 mm apart, but 3 mm between 003.dcm and 005.dcm; a slice is missing"
+    with pytest.raises(ReadError, match=expected):
         read_series(files)
 
 
@@ -188,21 +188,11 @@ def test_small_jitter_is_resampled_to_even_spacing(tmp_path):
 def test_gantry_tilt_is_straightened(tmp_path):
     """A ball stays a ball, at its place, when the slices drift by 20 degrees."""
     tilt, spacing = np.radians(20), np.array([1.0, 0.8, 0.8])
-    row, column, step = (
-        np.array([1.0, 0, 0]),
-        np.array([0, np.cos(tilt), -np.sin(tilt)]),
-        np.array([0.0, 0, 1]),
-    )
-    n, rows, columns = 40, 60, 50
-    k, i, j = np.mgrid[:n, :rows, :columns]
-    lps = (
-        k[..., None] * step * spacing[0]
-        + i[..., None] * column * spacing[1]
-        + j[..., None] * row * spacing[2]
-    )
+    axes = np.stack([[0, 0, 1], [0, np.cos(tilt), -np.sin(tilt)], [1, 0, 0]], axis=1)  # slices, rows, columns
+    lps = np.moveaxis(np.indices((40, 60, 50)), 0, -1) * spacing @ axes.T
     centre = lps[20, 30, 25]
     stored = (np.linalg.norm(lps - centre, axis=-1) < 8).astype(np.uint16) * 500
-    files = write_series(tmp_path, stored, tuple(spacing), np.stack([step, column, row], 1), (0, 0, 0))
+    files = write_series(tmp_path, stored, tuple(spacing), axes, (0, 0, 0))
     scan = read_series(files)
     assert any("tilt of 20.0 degrees" in note for note in scan.notes)
     directions = scan.grid.affine[:3, :3] / scan.grid.spacing
@@ -225,6 +215,7 @@ def test_missing_geometry_names_file_and_tag(tmp_path, stored, tag):
         read_series(write_series(tmp_path, stored, change=forget))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize("spoil", ["text", "cut", "no pixels", "nan", "seg", "colour"])
 def test_spoiled_file_is_one_clear_sentence(tmp_path, stored, spoil):
     def change(ds, i):
@@ -244,19 +235,10 @@ def test_spoiled_file_is_one_clear_sentence(tmp_path, stored, spoil):
         files[1].write_bytes(files[1].read_bytes()[:-40])
     message = {"text": "not a DICOM file", "cut": "truncated", "no pixels": "no pixel data",
                "nan": "RescaleIntercept nan", "seg": "modality SEG", "colour": "colour"}[spoil]  # fmt: skip
-    with (
-        pytest.warns(UserWarning) if spoil == "none" else _quiet(),
-        pytest.raises(ReadError, match=message) as e,
-    ):
+    with pytest.raises(ReadError, match=message) as caught:
         read_series(tmp_path)
-    assert SERIES in str(e.value) if spoil == "seg" else "001.dcm" in str(e.value)
-    assert "\n" not in str(e.value)
-
-
-def _quiet():
-    import warnings
-
-    return warnings.catch_warnings()
+    assert (SERIES if spoil == "seg" else "001.dcm") in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_folders(tmp_path, stored):

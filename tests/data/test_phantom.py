@@ -22,7 +22,7 @@ from aneurysm.data.scan import Grid
 
 
 @cache
-def patients(count: int = 160) -> tuple[Patient, ...]:
+def patients(count: int = 100) -> tuple[Patient, ...]:
     return tuple(sample_patient(np.random.default_rng([11, i])) for i in range(count))
 
 
@@ -41,9 +41,9 @@ def positive() -> tuple[Patient, Grid, LumenMaps]:
 
 def test_about_half_are_positive_and_every_location_occurs() -> None:
     many = patients()
-    assert 0.38 < np.mean([p.present for p in many]) < 0.62
+    assert 0.36 < np.mean([p.present for p in many]) < 0.64
     two = np.mean([len(p.sacs) == 2 for p in many if p.present])
-    assert 0.04 < two < 0.3
+    assert 0.02 < two < 0.35
     found = {sac.location for p in many for sac in p.sacs}
     for i in range(100):  # the rarest have 2 % of the aneurysms
         if len(found) == len(LOCATIONS):
@@ -92,7 +92,8 @@ def test_arteries_are_connected_and_have_human_calibres() -> None:
         for i, segment in enumerate(tree.segments):
             ends = segment.points[[0, -1]]
             gaps = np.linalg.norm(points[owner != i][:, None] - ends, axis=2).min(axis=0)
-            assert gaps.min() < 1e-6, segment.name
+            bridge = segment.name.endswith(("PCom", "ACom"))
+            assert (gaps.max() if bridge else gaps.min()) < 1e-6, segment.name
             step = np.linalg.norm(np.diff(segment.points, axis=0), axis=1)
             assert step.max() < 2.5, segment.name
             assert segment.radii.min() > 0.25 and segment.radii.max() < 3.2, segment.name
@@ -140,7 +141,7 @@ def test_masks_agree_with_the_volume_fraction() -> None:
 
 
 def test_a_sac_has_the_extent_it_was_asked_for() -> None:
-    for seed in range(25):
+    for seed in range(15):
         rng = np.random.default_rng(seed)
         tree = sample_tree(rng)
         site = sample_site(tree, (2, 4, 8, 11, 12)[seed % 5], rng)
@@ -152,7 +153,8 @@ def test_a_sac_has_the_extent_it_was_asked_for() -> None:
         directions = rng.normal(size=(200, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         extent = np.ptp(wall @ directions.T, axis=0).max()
-        assert 4.0 < extent < 8.0
+        assert 5.0 < extent < 7.5
+        assert label(maps.aneurysm, structure=np.ones((3, 3, 3)))[1] == 1
         (lesion,) = maps.lesions
         volume = (maps.aneurysm == 1).sum() * grid.voxel_mm3
         assert 4 / 3 * np.pi * lesion.radius_mm**3 == pytest.approx(volume)
@@ -255,14 +257,12 @@ def test_image_and_masks_fit_the_dicom_volume(source: PhantomSource) -> None:
 
 
 def test_same_bytes_for_any_folder_jobs_and_number_of_patients(source: PhantomSource, tmp_path: Path) -> None:
-    again = PhantomSource(tmp_path, patients=4, seed=2, size=48, jobs=2)
-    assert digest(again.root) == digest(source.root)
-    fewer = PhantomSource(tmp_path, patients=2, seed=2, size=48, jobs=1)
+    fewer = PhantomSource(tmp_path, patients=2, seed=2, size=48, jobs=2)
     all_files, files = digest(source.root), digest(fewer.root)
     shared = [name for name in files if name.startswith(("series/", "segmentations/"))]
     assert len(shared) == 2 * (48 + 3)
     assert all(files[name] == all_files[name] for name in shared)
-    assert fewer.root != again.root
+    assert fewer.root.name != source.root.name
 
 
 def test_a_complete_set_is_kept_and_an_incomplete_one_rewritten(

@@ -8,6 +8,8 @@ import torch
 
 from aneurysm.nets.segformer3d import ReducedAttention, SegFormer3D, upsample
 
+torch.set_num_threads(1)  # the machines that run the tests are shared
+
 SMALL = {"widths": (8, 16, 24, 32), "heads": (1, 2, 3, 4), "decoder_width": 16}
 
 
@@ -42,7 +44,9 @@ def official_name(name):
     return name
 
 
-@pytest.mark.parametrize("name", ["segformer3d_tiny32", "segformer3d_default64"])
+@pytest.mark.parametrize(
+    "name", ["segformer3d_tiny32", pytest.param("segformer3d_default64", marks=pytest.mark.slow)]
+)
 def test_golden(golden, seedfill, name):
     data = np.load(golden / f"{name}.npz")
     meta = json.loads(str(data["meta"]))
@@ -137,19 +141,19 @@ def test_full_resolution_skip_resolves_what_a_quarter_of_the_resolution_cannot()
     for skip in (False, True):
         net = SegFormer3D(1, 1, **SMALL, full_resolution_skip=skip)
         optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-        for _ in range(25):
+        for _ in range(15):
             loss = torch.nn.functional.binary_cross_entropy_with_logits(net(image), image)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         errors[skip] = loss.item()
-    assert errors[True] < 0.1 < 0.3 < errors[False]
+    assert errors[True] < 0.15 < 0.3 < errors[False]
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
 def test_every_norm_trains_every_weight(norm):
     net = SegFormer3D(2, 2, **SMALL, norm=norm)
-    net(torch.randn(2, 2, 48, 40, 64)).pow(2).sum().backward()
+    net(torch.randn(1, 2, 36, 33, 40)).pow(2).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 

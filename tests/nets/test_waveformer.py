@@ -19,6 +19,8 @@ from aneurysm.nets.waveformer import (
     split_windows,
 )
 
+torch.set_num_threads(1)  # the machines that run the tests are shared
+
 # our name -> official name, inside a block
 BLOCK_NAMES = {
     "norm1": "norm1",

@@ -31,7 +31,8 @@ def test_one_cell_by_hand():
     x = torch.arange(8, dtype=torch.float64).reshape(1, 1, 2, 2, 2)
     low, high = haar_analysis(x)
     assert low.item() == pytest.approx(28 / LOW_GAIN)
-    # value = 4 d + 2 h + w, so only the three single-detail bands are non-zero: -4*4, -4*2, -4*1 over 2 sqrt 2
+    # value = 4 d + 2 h + w, so only the three single-detail bands are non-zero: -4*4, -4*2, -4*1 over 2
+    # sqrt 2
     expected = {"aad": -4.0, "ada": -8.0, "daa": -16.0}
     for band, value in zip(BANDS, high.flatten().tolist(), strict=True):
         assert value == pytest.approx(expected.get(band, 0.0) / LOW_GAIN)

@@ -26,7 +26,7 @@ def test_progress_is_clipped_and_weights_never_fall():
 
 def test_without_ramps_everything_counts_at_once():
     weights = Curriculum(momentum_start=0.0, momentum_ramp=0.0, reynolds_ramp=0.0).at(0.0)
-    assert weights.momentum == 1 and weights.reynolds_cap == 200
+    assert weights.momentum == 1 and weights.reynolds_cap == 130
 
 
 @pytest.mark.parametrize(

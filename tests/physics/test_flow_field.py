@@ -46,7 +46,9 @@ def test_blood_cannot_stand_still(batch, scale):
     mean = (flow.section_flux * present).sum(1) / present.sum(1)
     torch.testing.assert_close(mean, torch.full((2,), math.pi, dtype=torch.float64), rtol=1e-12, atol=0)
     assert flow.velocity[0].norm(dim=-1).mean() > 0.4
-    assert (residual_of(field, batch) > 1e-3).all()
+    reynolds, shape = batch.reynolds, residual_of(field, batch)
+    # The pressure drop of the tube, 8 / Re, is the least force that moves this much blood.
+    assert (shape > (0.5 * 8 / reynolds).square()).all()
 
 
 def test_reversed_flow_is_held_by_the_penalty(batch):

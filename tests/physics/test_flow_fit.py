@@ -45,9 +45,7 @@ def test_straight_tube_becomes_poiseuille_flow(tube):
     fit(head, latent, vessel.sample(seed=0, n_sections=4), iterations=60)
     after = poiseuille_error(head, latent, fresh)
     assert after < 0.12 and after < 0.5 * before
-    print(f"relative error {before:.3f} -> {after:.3f}")
     out = head(latent, fresh)
-    print(out)
     assert out.coherence[0] > 0.99 and out.features[0, -1] < 0.02 and out.residual_log10[0] < -2.5
 
 
@@ -65,7 +63,6 @@ def test_a_sac_breaks_the_coherence_of_the_flow(tube):
     fit(head, latent, flow, iterations=60)
     with torch.no_grad():
         out = head(latent, flow)
-    print(out)
     straight, sac = dict(zip(head.FEATURES, out.features.T.tolist(), strict=True)), out.coherence
     assert sac[0] > 0.98 and sac[1] < 0.9
     assert straight["slow_fraction"][1] > straight["slow_fraction"][0] + 0.1
@@ -75,17 +72,24 @@ def test_a_sac_breaks_the_coherence_of_the_flow(tube):
 @pytest.mark.slow
 def test_straight_tube_to_a_few_percent_with_the_right_pressure_drop(tube):
     torch.manual_seed(0)
-    vessel = tube(radius=3.0)
+    vessel = tube(radius=1.0, shape=(48, 29, 29), spacing=(0.25, 0.25, 0.25))
     head = PhysicsHead(latent_dim=4, points=512)
     latent = torch.randn(1, 4)
-    fit(head, latent, vessel.sample(seed=0, n_points=512), iterations=1500)
+    fit(head, latent, vessel.sample(seed=0, n_points=512), iterations=400)
     fresh = vessel.sample(seed=9, n_points=512)
-    assert poiseuille_error(head, latent, fresh) < 0.05
-    cap = torch.full((1,), head.curriculum.at(1.0).reynolds_cap).double()
+    error = poiseuille_error(head, latent, fresh)
     with torch.no_grad():
         state = head.field(head.normalise(latent.double()), fresh)
-        continuity, momentum = navier_stokes_residual(state.velocity, state.pressure, cap)
+        continuity, momentum = navier_stokes_residual(state.velocity, state.pressure, fresh.reynolds)
     area = float(fresh.section_weight.sum(-1).mean()) / torch.pi
     drop = float(state.pressure[1].mean())
-    assert drop == pytest.approx(-8 / float(cap) / area**2, rel=0.25)
+    print(
+        error,
+        drop,
+        -8 / float(fresh.reynolds[0]) / area**2,
+        continuity.square().mean(),
+        momentum.square().mean(),
+    )
+    assert error < 0.06
+    assert drop == pytest.approx(-8 / float(fresh.reynolds[0]) / area**2, rel=0.1)
     assert continuity.square().mean() < 1e-4 and momentum.square().mean() < 1e-3

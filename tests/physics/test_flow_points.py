@@ -26,7 +26,7 @@ def test_every_straight_vessel_looks_the_same(tube, axis):
 def test_wall_jets_are_in_radii_and_in_the_flow_frame(tube):
     vessel = tube(axis=(1.0, 0.3, 0.2))
     flow = vessel.sample(n_points=32)
-    lumen = wall_function(vessel.prob, vessel.spacing, 1.4, vessel.path)
+    lumen = wall_function(vessel.prob, vessel.spacing, 0.4 * 4.0, vessel.path)
     radius, frame, origin = 4.0, flow.frame[0].numpy(), flow.origin_mm[0].numpy()
 
     def phi(points: np.ndarray) -> np.ndarray:

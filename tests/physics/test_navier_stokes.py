@@ -39,7 +39,7 @@ def _grad(field: Tensor, x: Tensor) -> Tensor:
 def residual(field: Field, points: Tensor, reynolds: float) -> tuple[Tensor, Tensor]:
     jet = jets(field, points)
     continuity, momentum = navier_stokes_residual(
-        jet[..., :3], jet[..., 3], torch.tensor([reynolds]).double()
+        jet[..., :3], jet[..., 3], torch.tensor([reynolds], dtype=torch.float64)
     )
     return continuity[0], momentum[0]
 
@@ -114,7 +114,7 @@ def test_frozen_decaying_flows_leave_their_known_viscous_residual(points):
 def test_wrong_reynolds_number_shows(points):
     _, momentum = residual(poiseuille(32.0), points, 64.0)
     torch.testing.assert_close(
-        momentum[:, 0], torch.full((50,), 8 / 64 - 8 / 32).double(), rtol=0, atol=1e-12
+        momentum[:, 0], torch.full((50,), 8 / 64 - 8 / 32, dtype=torch.float64), rtol=0, atol=1e-12
     )
 
 
@@ -133,7 +133,7 @@ def test_si_oracle_knows_poiseuille(points):
 
 def test_si_and_dimensionless_residuals_agree_on_a_flow_that_obeys_neither(points):
     radius, rho, mu = 2e-3, 1060.0, 0.0035
-    speed = float(murray_speed(torch.tensor([2.0]).double()))
+    speed = float(murray_speed(torch.tensor([2.0], dtype=torch.float64)))
     reynolds = float(reynolds_number(torch.tensor([2.0]).double()))
     continuity, momentum = residual(ethier_steinman, points, reynolds)
     coords = (points * radius).requires_grad_()

@@ -66,6 +66,11 @@ class PhantomParameters:
         text = json.dumps(asdict(self), sort_keys=True)
         return f"phantom-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
+    def series_uid(self, number: int) -> str:
+        """The UID of patient `number`'s series: other content has another UID."""
+        content = (self.seed, number, self.size, self.spacing_mm, *self.modalities, self.generation)
+        return series_uid_for("phantom", *content)
+
 
 class PhantomSource(RsnaSource):
     """Simulated patients with a circle of Willis and exact labels, as an RSNA data set.
@@ -150,7 +155,7 @@ def write_patient(root: Path, parameters: PhantomParameters, number: int) -> Ser
     affine[:3, 3] += table
     return write_series(
         root,
-        series_uid=series_uid_for("phantom", parameters.seed, number, parameters.size, parameters.spacing_mm),
+        series_uid=parameters.series_uid(number),
         patient_id=f"phantom-{parameters.seed}-{number:05d}",
         modality=modality,
         volume=volume,
@@ -188,4 +193,4 @@ def _field_of_view(patient: Patient, parameters: PhantomParameters, rng: np.rand
     affine = np.eye(4)
     affine[:3, :3] = np.diag(spacing)[:, ::-1]
     affine[:3, 3] = np.round(centre - half, 3)
-    return Grid((parameters.size,) * 3, affine)
+    return Grid((parameters.size, parameters.size, parameters.size), affine)

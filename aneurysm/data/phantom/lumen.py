@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import label
 
 from aneurysm.data.labels import VESSEL_LABEL
 from aneurysm.data.phantom.anatomy import Patient
@@ -50,17 +51,19 @@ def voxelise(patient: Patient, grid: Grid) -> LumenMaps:
     width = float(grid.spacing.mean())
     lumen = np.clip(0.5 - distance / width, 0, 1)
     inside = distance <= 0
-    aneurysm = np.where(inside & (arteries > 0), owner, 0).astype(np.uint8)
+    # The fillet also fills crevices between arteries close by; those belong to no sac.
+    aneurysm = np.where(inside & (arteries > 0) & (nearest < _FILLET_MM / 2), owner, 0).astype(np.uint8)
     vessel[~inside] = 0
     for k, sac in enumerate(patient.sacs, start=1):
         vessel[aneurysm == k] = VESSEL_LABEL[sac.location]
+        _keep_largest_piece(aneurysm, k)
     lesions = tuple(_measure(k, sac, aneurysm, grid) for k, sac in enumerate(patient.sacs, start=1))
     return LumenMaps(lumen, vessel, aneurysm, lesions)
 
 
 def _draw_segment(segment: Segment, grid: Grid, distance: np.ndarray, vessel: np.ndarray) -> None:
     """Lower the distance to that of a chain of round cones and label the voxels for which it is nearest."""
-    label = VESSEL_LABEL[segment.location]
+    number = VESSEL_LABEL[segment.location]
     spacing = grid.spacing
     points = grid.to_index(segment.points) * spacing  # mm along the array axes
     radii = segment.radii
@@ -82,7 +85,7 @@ def _draw_segment(segment: Segment, grid: Grid, distance: np.ndarray, vessel: np
         gap = np.sqrt(np.maximum(squared, 0)) - (radii[i] + share * float(radii[i + 1] - radii[i]))
         closer = gap < distance[window]
         distance[window][closer] = gap[closer]
-        vessel[window][closer] = label
+        vessel[window][closer] = number
 
 
 def _draw_sac(
@@ -104,6 +107,15 @@ def _draw_sac(
     closer = gap < nearest[window]
     nearest[window][closer] = gap[closer]
     owner[window][closer] = k
+
+
+def _keep_largest_piece(aneurysm: np.ndarray, k: int) -> None:
+    """Clear the crumbs that the edge of the neck leaves around the parent artery."""
+    pieces = np.zeros(aneurysm.shape, np.int32)
+    label(aneurysm == k, structure=np.ones((3, 3, 3), bool), output=pieces)
+    sizes = np.bincount(pieces.ravel())[1:]
+    if len(sizes) > 1:
+        aneurysm[(pieces > 0) & (pieces != 1 + int(np.argmax(sizes)))] = 0
 
 
 def _measure(k: int, sac: Sac, aneurysm: np.ndarray, grid: Grid) -> Lesion:

@@ -39,7 +39,7 @@ class Sac:
     centre_mm: np.ndarray  # (3,) of the ellipsoid
     frame: np.ndarray  # (3, 3) rows: dome direction and two widths, unit vectors
     semiaxes_mm: np.ndarray  # (3,) along the rows of `frame`
-    stem_mm: np.ndarray  # (2, 3) ends of the neck: on the centreline, inside the dome
+    stem_mm: np.ndarray  # (2, 3) ends of the neck: in the parent lumen, in the dome
     stem_radii_mm: np.ndarray  # (2,)
     unevenness: np.ndarray  # (4, 4) rows: direction (3,), relative height of a bump or dent
     bleb: tuple[np.ndarray, float] | None  # centre (3,) and radius in mm
@@ -140,8 +140,9 @@ def sample_sac(site: Site, extent_mm: float, rng: np.random.Generator) -> Sac:
         centre_mm=centre,
         frame=frame,
         semiaxes_mm=np.array([along, *widths / 2]),
-        stem_mm=np.stack([site.point_mm, wall + axis * 0.4 * along]),
-        stem_radii_mm=np.array([min(neck, 0.9 * site.radius_mm), neck]),
+        # Begins off the centreline, so that it does not bulge the far wall of the parent.
+        stem_mm=np.stack([site.point_mm + 0.6 * site.radius_mm * site.outward, wall + axis * 0.4 * along]),
+        stem_radii_mm=np.array([min(neck, 0.75 * site.radius_mm), neck]),
         unevenness=np.concatenate([bumps, heights], axis=1),
         bleb=bleb,
     )

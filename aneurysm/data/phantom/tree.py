@@ -147,7 +147,7 @@ def _carotid(
     # The siphon bends back on itself, so only points above the horizontal cavernous part may be the ring.
     upper = np.flatnonzero(arc > 0.6 * arc[-1])
     ring = upper[np.argmin(np.linalg.norm(path[upper] - _RING * mirror, axis=1))]
-    below, above = _cut(path, radii, arc[ring])
+    below, above = _cut(path, radii, float(arc[ring]))
     segments.append(Segment(f"{prefix} infraclinoid ICA", INFRACLINOID[side], *below))
     supra = Segment(f"{prefix} supraclinoid ICA", SUPRACLINOID[side], *above)
     segments.append(supra)
@@ -176,6 +176,7 @@ def _posterior(
     first, rest = _cut(p1, radii, 2.7)
     segments.append(Segment(f"{prefix} P1 origin", BASILAR_TIP, *first))
     segments.append(Segment(f"{prefix} P1", OTHER_POSTERIOR, *rest))
+    joint = p1[-1]
     p2 = _course([joint, *_P2 * mirror], rng, 0.9, wave)
     segments.append(Segment(f"{prefix} P2", OTHER_POSTERIOR, p2, _taper(p2, p2_radius, p2_radius * 0.7, rng)))
     segments.extend(_twigs(segments[-1], rng, wave))
@@ -183,7 +184,7 @@ def _posterior(
         origin = supra.points[int(len(supra.points) * rng.uniform(0.4, 0.55))]
         radius = {"hypoplastic": (0.38, 0.5), "usual": (0.55, 0.85), "fetal": (0.95, 1.15)}[kind]
         between = [np.array((10.2, -5, -1.6)) * mirror, np.array((9.2, -11, -2)) * mirror]
-        pcom = _course([origin, *between, joint], rng, 0.5, wave)
+        pcom = _course([origin, *between, joint], rng, 0.5, wave, hold_end=True)
         width = rng.uniform(*radius)
         radii = _taper(pcom, width, width, rng)
         if rng.random() < 0.25:  # infundibulum: a funnel-shaped origin that is no aneurysm
@@ -231,11 +232,17 @@ def _posed(segments: list[Segment], rng: np.random.Generator) -> ArterialTree:
 
 
 def _course(
-    control: np.ndarray | list, rng: np.random.Generator, jitter_mm: float, wave: float
+    control: np.ndarray | list,
+    rng: np.random.Generator,
+    jitter_mm: float,
+    wave: float,
+    hold_end: bool = False,
 ) -> np.ndarray:
     """A wavy line (n, 3) through control points; the first stays, the others move by about `jitter_mm`."""
     points = np.array(control, np.float64)
-    points[1:] += np.clip(rng.normal(0, jitter_mm, points[1:].shape), -2 * jitter_mm, 2 * jitter_mm)
+    free = slice(1, -1 if hold_end else None)
+    shift = rng.normal(0, jitter_mm, points[free].shape)
+    points[free] += np.clip(shift, -2 * jitter_mm, 2 * jitter_mm)
     path = _spline(points)
     along = np.linspace(0, 1, len(path))[:, None]
     length = _length(path)
