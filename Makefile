@@ -8,7 +8,8 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 # The main job on embedded data: train all five stages, evaluate, then read a new DICOM series.
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python train.py
-	$(BIN)/python predict.py bundle=outputs/phantom/bundle input=outputs/phantom/new_patient output=outputs/phantom/new_patient_report
+	$(BIN)/python -m aneurysm.data.phantom outputs/new_patients --patients 2 --seed 2026
+	$(BIN)/python predict.py bundle=outputs/phantom/bundle input="$$(echo outputs/new_patients/*/series)" output=outputs/new_patients/report
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest

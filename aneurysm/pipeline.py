@@ -22,7 +22,8 @@ from torch import nn
 import aneurysm
 from aneurysm.build import boosting, build, build_expert, graph_settings
 from aneurysm.data.errors import UserError
-from aneurysm.data.prepare import Preparation, PreparedCase, prepare_scan
+from aneurysm.data.prepare import Preparation, prepare_scan
+from aneurysm.data.prepared import PreparedCase
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage

@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ from aneurysm.data.files import replacing
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# What Lightning says about its own insides, or about choices made here on purpose.
+for _message in (
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*does not have many workers.*",
+    ".*You have overridden `transfer_batch_to_device`.*",
+    ".*`LightningModule.configure_optimizers` returned `None`.*",
+    ".*log_every_n_steps.*",
+    ".*The number of training batches.*",
+    ".*IterableDataset.*",
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 # What each part of the pipeline reads from the configuration, and which parts come before it.
 READS: dict[str, tuple[str, ...]] = {

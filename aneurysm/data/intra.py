@@ -201,7 +201,12 @@ def render_tree(root: Path, tree: Tree, parameters: IntraParameters, number: int
             shown |= names
             first = first or view
     if wants_negative and first is not None:
-        row = studio.negative(first, elsewhere=bool(rng.integers(2))) if tree.fully_annotated else None
+        row = None
+        if tree.fully_annotated:
+            try:
+                row = studio.negative(first, elsewhere=bool(rng.integers(2)))
+            except VoxelisationError as error:
+                left_out.append(f"{tree.name}: {error}")
         if row is None:
             left_out.append(f"{tree.name}: no scan without aneurysm could be made of this tree")
         else:

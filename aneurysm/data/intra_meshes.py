@@ -54,7 +54,7 @@ class Segment:
 
     @property
     def sac_in_tree(self) -> bool:
-        """Whether the tree has a wall where the aneurysm is; some end there and the segment alone shows it."""
+        """Whether the tree has a wall where the aneurysm is; in some only the segment shows it."""
         return self.sac_misfit_mm < _SAC_MM
 
     @property

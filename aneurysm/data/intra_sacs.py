@@ -15,6 +15,7 @@ from aneurysm.data.scan import Grid
 _SAME_MM = 3.0  # segments with centres closer than this show one aneurysm (AN42-1, -2 and -3)
 _STUMP_MM = 0.8  # smoothing of the vessel wall where a sac was cut off
 _BOX_MM = 1.0  # around the points of a segment, where its inside is looked for
+_REACH_MM = 8.0  # no wall is farther from the middle of a sac
 _POINTS_MM = 0.6  # about the distance of neighbouring points on a segment
 
 
@@ -32,7 +33,7 @@ def add_sac(inside: np.ndarray, grid: Grid, segment: Segment) -> np.ndarray:
     """Fill an aneurysm into the lumen of its tree and return where it is.
 
     A sub-voxel belongs to the sac when the segment's point nearest to it lies on the aneurysm and has it on
-    its inner side. When the tree has no sac at all, the piece of vessel that carries it is filled in too.
+    its inner side. When the tree has no vessel there to carry the sac, the segment's vessel is filled in too.
 
     Args:
         inside: bool (d, h, w), lumen; changed in place.
@@ -42,24 +43,33 @@ def add_sac(inside: np.ndarray, grid: Grid, segment: Segment) -> np.ndarray:
         bool (d, h, w), the sac.
     """
     sac = np.zeros(inside.shape, bool)
-    wall = segment.sac_points if segment.sac_in_tree else segment.points
-    box = _box(wall, grid)
-    where = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), -1).reshape(
-        -1, 3
-    )
-    if not len(where):
-        return sac
-    position = grid.to_mm(where)
-    distance, nearest = KDTree(segment.points).query(position, distance_upper_bound=15.0)
-    found = np.isfinite(distance)
-    where, position, distance, nearest = where[found], position[found], distance[found], nearest[found]
-    depth = ((segment.points[nearest] - position) * segment.normals[nearest]).sum(1)  # mm below the wall
-    # Beyond an open end the way to the wall runs along it; inside it runs across.
-    within = (depth > 0) & ((distance < _POINTS_MM) | (depth > 0.7 * distance))
-    on_sac = segment.label[nearest] == ANEURYSM
-    inside[tuple(where[within & (on_sac | (not segment.sac_in_tree))].T)] = True
-    sac[tuple(where[within & on_sac].T)] = True
+    box = _box(segment.sac_points, grid)
+    where, label = _below_wall(segment, grid, box)
+    sac[tuple(where[label == ANEURYSM].T)] = True
+    carried = segment.sac_in_tree and bool((ndimage.binary_dilation(sac[box]) & inside[box]).any())
+    inside |= sac
+    if not carried:
+        where, _ = _below_wall(segment, grid, _box(segment.points, grid))
+        inside[tuple(where.T)] = True
     return sac
+
+
+def _below_wall(
+    segment: Segment, grid: Grid, box: tuple[slice, slice, slice]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n, 3) of a box below a segment's wall, and the label (n,) of the nearest wall."""
+    axes = [np.arange(s.start, s.stop) for s in box]
+    where = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    position = grid.to_mm(where)
+    distance, nearest = KDTree(segment.points).query(position, distance_upper_bound=_REACH_MM)
+    distance = np.asarray(distance)
+    found = np.isfinite(distance)
+    where, distance, index = where[found], distance[found], np.asarray(nearest)[found]
+    down = segment.points[index] - position[found]
+    depth = np.einsum("ij,ij->i", down, segment.normals[index])  # mm
+    # Beyond an open end the way to the wall runs along it; inside it runs across.
+    within = (depth > 0) & ((distance < _POINTS_MM) | (depth > 0.5 * distance))
+    return where[within], segment.label[index[within]]
 
 
 def fill_caves(inside: np.ndarray) -> np.ndarray:

@@ -139,6 +139,7 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             notes.append("no orientation in the file: left and right are a guess")
     try:
-        return volume, Grid((volume.shape[0], volume.shape[1], volume.shape[2]), affine), notes
+        i, j, k = np.array(volume.shape).tolist()
+        return volume, Grid((i, j, k), affine), notes
     except ValueError as error:
         raise ReadError(f"{path}: {error} Convert the image again.") from error

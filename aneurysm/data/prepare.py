@@ -182,9 +182,9 @@ def prepare_all(
     failed: dict[str, str] = {}
     _write_failed(folder, failed)
     work = (delayed(_prepare_one)(source, uid, preparation, paths[uid]) for uid in todo)
-    results = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")(work)
+    results: Any = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")(work)
     try:
-        for done, (uid, problem) in enumerate(results or (), start=1):
+        for done, (uid, problem) in enumerate(results, start=1):
             if problem is not None:
                 log.warning("%s was skipped: %s", uid, problem)
                 failed[uid] = problem

@@ -7,7 +7,7 @@ alarm; false alarms are averaged over ALL scans, those without lesions included.
 Notation: m events (hits and false alarms), l lesions, n scans, b resamples, k false-alarm rates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,12 +90,14 @@ class Froc:
     @cached_property
     def _events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Score, scan number and hit of each event (m,), by falling score."""
-        events = self.marks[self.marks["outcome"] != DUPLICATE].sort_values(
-            "p", ascending=False, kind="stable"
-        )
+        outcome = self.marks["outcome"].to_numpy()
+        counted = outcome != DUPLICATE
+        score = self.marks["p"].to_numpy(dtype=np.float64)[counted]
+        return score, self._number(self.marks["series_uid"])[counted], (outcome == HIT)[counted]
+
+    def _number(self, uids: Iterable[str]) -> np.ndarray:
         number = {uid: i for i, uid in enumerate(self.scans)}
-        scan = events["series_uid"].map(number).to_numpy(dtype=np.int64)
-        return events["p"].to_numpy(dtype=np.float64), scan, (events["outcome"] == HIT).to_numpy(dtype=bool)
+        return np.array([number[uid] for uid in uids], dtype=np.int64)
 
     @cached_property
     def _last_of_ties(self) -> np.ndarray:
@@ -104,8 +106,7 @@ class Froc:
 
     def _curves(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         _, scan, hit = self._events
-        number = {uid: i for i, uid in enumerate(self.scans)}
-        lesion_scan = self.lesions["series_uid"].map(number).to_numpy(dtype=np.int64)
+        lesion_scan = self._number(self.lesions["series_uid"])
         drawn = weights[:, scan].astype(np.float64)  # (b, m)
 
         def share(events: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def froc_rows(stage: str, curve: Froc, patients: list[str], draw: Draw) -> list[
         return np.column_stack([values[:, : len(FROC_RATES)], cpm, values[:, len(rates) + 1]])
 
     *sensitivity, cpm, negatives = draw(figures, patients)
-    reached = float(curve.curve["fp_per_scan"].max())
+    reached = float(curve.curve["fp_per_scan"].to_numpy().max())
     lesions, negative = len(curve.lesions), int(curve.negative.sum())
     note = f"lesions; {stage}, hit within {curve.reach_mm:g} mm or the lesion's radius"
     rows = []
@@ -125,8 +125,8 @@ def candidate_rows(recall: CandidateRecall, curve: Froc, patients: list[str], dr
 
 def vessel_rows(vessel: pd.DataFrame, index: pd.DataFrame, draw: Draw) -> list[Row]:
     """Mean of each per-scan figure of the vessel masks."""
-    patient = vessel["series_uid"].map(dict(zip(index["series_uid"], index["patient_id"], strict=True)))
-    patients = patient.fillna(vessel["series_uid"]).tolist()
+    patient_of = dict(zip(index["series_uid"], index["patient_id"], strict=True))
+    patients = [str(patient_of.get(uid, uid)) for uid in vessel["series_uid"]]
     rows = []
     for column, name in VESSEL_FIGURES.items():
         if column not in vessel:

@@ -151,7 +151,8 @@ def merged_seeds(expert: pd.DataFrame) -> pd.DataFrame:
     """One row per candidate of an EXPERT table: means over folds and seeds."""
     keys = ("series_uid", "candidate", "fold", "seed")
     numbers = [column for column in EXPERT.columns if column not in keys]
-    return expert.groupby(["series_uid", "candidate"], sort=False)[numbers].mean().reset_index()
+    candidates = expert.groupby(["series_uid", "candidate"], sort=False, as_index=False)
+    return pd.DataFrame(candidates[numbers].mean())
 
 
 def _joined(index: pd.DataFrame, scans: pd.DataFrame) -> pd.DataFrame:
@@ -211,9 +212,9 @@ def _groups(
             auc = rsna_score(truth[inside], probability[inside]).present
             lesions, found = 0, float("nan")
             if curve is not None:
-                mine = curve.lesions["series_uid"].isin(set(known.loc[inside, "series_uid"]))
+                mine = np.isin(curve.lesions["series_uid"], known["series_uid"].to_numpy()[inside])
                 lesions = int(mine.sum())
-                hit = curve.lesions.loc[mine, "p"] >= curve.threshold_at(1.0)
+                hit = curve.lesions["p"].to_numpy(dtype=np.float64)[mine] >= curve.threshold_at(1.0)
                 found = float(hit.mean()) if lesions else float("nan")
             records.append(
                 {

@@ -1,7 +1,7 @@
 """How much each task counts: the total that is minimised, from one loss per task."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +160,7 @@ class Uw(nn.Module):
     Source: Kendall et al. 2018, arXiv:1705.07115, eq. 10.
     """
 
-    def __init__(self, names: list[str], initial: float = -0.5) -> None:
+    def __init__(self, names: Sequence[str], initial: float = -0.5) -> None:
         super().__init__()
         self.names = list(names)
         if not self.names or len(set(self.names)) != len(self.names):

@@ -40,7 +40,7 @@ class PhysicsHead(nn.Module):
     """Scores how well a flow network, steered by the candidate's latent code, obeys Navier-Stokes.
 
     Dimensionless per candidate: w_c mean (div u)^2 + w_m mean |momentum|^2 + w_Q mean (Q_s / pi - 1)^2.
-    A sac slows and turns the flow: the coherence with the parent vessel falls from 1 in tubes to 0.5 in sacs,
+    A sac slows and turns the flow: the coherence with the parent vessel falls from 1 in tubes to 0.7 in sacs,
     while the residual itself follows curvature more than disease. The network runs in double precision; the
     latent is normalised per row on entry.
 

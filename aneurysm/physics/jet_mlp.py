@@ -116,10 +116,11 @@ class JetMLP(nn.Module):
         self.latent = nn.Linear(latent_dim, width, bias=False, dtype=self.dtype)
         self.hidden = nn.ModuleList(nn.Linear(width, width, dtype=self.dtype) for _ in range(depth - 1))
         self.readout = nn.Linear(width, outputs, dtype=self.dtype)
-        for layer in (self.position, self.latent, *self.hidden, self.readout):
-            nn.init.xavier_normal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.xavier_normal_(parameter)
 
     def forward(
         self, points: Float[Tensor, "b n 3"], latent: Float[Tensor, "b z"]
@@ -132,6 +133,7 @@ class JetMLP(nn.Module):
         jet = torch.cat((value[None], slope, torch.zeros_like(value)[None]))  # (5, b, n, w)
         jet = self._activate(jet, self._shift(latent))
         for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
             jet = self._activate(jet @ layer.weight.T, layer.bias)
         jet = jet @ self.readout.weight.T  # (5, b, n, outputs)
         return torch.cat((jet[:1] + self.readout.bias, jet[1:]))

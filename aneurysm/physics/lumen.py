@@ -100,8 +100,9 @@ def wall_function(
     """
     indicator = np.clip(np.nan_to_num(vessel_prob.astype(np.float64)), 0, 1)
     lumen = indicator > 0.5
-    parts, count = ndimage.label(lumen, structure=np.ones((3, 3, 3)))
-    if count == 0:
+    parts = np.empty(lumen.shape, dtype=np.int32)
+    count = ndimage.label(lumen, structure=np.ones((3, 3, 3)), output=parts)
+    if not isinstance(count, int) or count == 0:
         return None
     index = np.rint(inside_mm / spacing_mm + (np.array(lumen.shape) - 1) / 2).astype(int)
     index = np.clip(index, 0, np.array(lumen.shape) - 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from aneurysm.physics.lumen import Lumen
 
@@ -28,7 +28,7 @@ class Path:
 
     def nearest(self, points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
         """Index of the path point nearest to each point."""
-        return cKDTree(self.position).query(points)[1]
+        return np.asarray(KDTree(self.position).query(points)[1])
 
     def between_ends(self, points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
         """Whether a point lies beside the path and not beyond its first or last cross-section."""
@@ -156,4 +156,4 @@ def _to_wall(
     drop = np.where(met & (last > 0), inner - outer, 1.0)
     crossing = (before + np.where(met, inner / drop, 1.0)) / MARCH
     distance = np.where(last == 0, 0.0, crossing * reach[:, None])
-    return distance, met.all(1)
+    return distance, np.all(met, axis=-1)

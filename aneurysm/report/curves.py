@@ -82,18 +82,19 @@ def _clock(curves: Sequence[TrainingCurve]) -> str:
 
 
 def _length(curves: Sequence[TrainingCurve], columns: Sequence[str]) -> int:
-    return sum(int(c.metrics[k].notna().sum()) for c in curves for k in columns if k in c.metrics)
+    return sum(len(c.metrics[k].dropna()) for c in curves for k in columns if k in c.metrics)
 
 
 def _lines(axes: Axes, curves: Sequence[TrainingCurve], column: str, colour: str, label: str) -> None:
     clock = _clock(curves)
     several = len({curve.fold for curve in curves}) > 1
-    for number, curve in enumerate(curves):
-        if column not in curve.metrics or clock not in curve.metrics:
-            continue
-        logged = curve.metrics[[clock, column]].dropna().groupby(clock)[column].mean()
+    logged = [curve.metrics for curve in curves if column in curve.metrics and clock in curve.metrics]
+    for number, metrics in enumerate(logged):
+        values = metrics[[clock, column]].dropna().to_numpy(dtype=np.float64)
+        ticks = np.unique(values[:, 0])
+        means = [values[values[:, 0] == tick, 1].mean() for tick in ticks]
         axes.plot(
-            logged.index, logged, color=colour, linewidth=1.1 if several else 1.8,
-            alpha=0.65 if several else 1.0, marker="o" if len(logged) < 3 else None, markersize=4,
+            ticks, means, color=colour, linewidth=1.1 if several else 1.8,
+            alpha=0.65 if several else 1.0, marker="o" if len(ticks) < 3 else None, markersize=4,
             label=label if number == 0 else None,
         )  # fmt: skip

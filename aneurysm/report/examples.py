@@ -40,19 +40,22 @@ def choose_examples(evaluation: Evaluation, per_kind: int = 2) -> list[Example]:
     if curve is None:
         return []
     threshold = curve.threshold_at(1.0)
-    lesions = curve.lesions.sort_values("p", ascending=False, kind="stable")
-    above = lesions["p"] >= threshold
-    alarms = curve.marks[(curve.marks["outcome"] == FALSE_ALARM) & (curve.marks["p"] >= threshold)]
+    lesions = list(zip(curve.lesions["series_uid"], curve.lesions["p"], strict=True))
+    marks = zip(curve.marks["series_uid"], curve.marks["p"], curve.marks["outcome"], strict=True)
+    found = sorted((pair for pair in lesions if pair[1] >= threshold), key=lambda pair: -pair[1])
+    missed = [pair for pair in lesions if not pair[1] >= threshold]
+    missed.sort(key=lambda pair: np.nan_to_num(pair[1]))  # those without any mark first
+    alarms = [(uid, p) for uid, p, outcome in marks if outcome == FALSE_ALARM and p >= threshold]
     kinds = (
-        (HIT, lesions[above], "Found: the aneurysm was marked with p = {p:.2f}."),
-        (MISSED, lesions[~above].sort_values("p", na_position="first"), "Missed: {why}."),
+        (HIT, found, "Found: the aneurysm was marked with p = {p:.2f}."),
+        (MISSED, missed, "Missed: {why}."),
         (FALSE_ALARM, alarms, "False alarm: p = {p:.2f} where no aneurysm is known."),
     )
     used: set[str] = set()
     examples = []
-    for kind, table, caption in kinds:
+    for kind, pairs, caption in kinds:
         taken = 0
-        for uid, p in zip(table["series_uid"], table["p"], strict=True):
+        for uid, p in pairs:
             if taken == per_kind or uid in used:
                 continue
             used.add(uid)
@@ -88,8 +91,8 @@ def example_picture(
     curve = _curve(evaluation)
     marks = []
     if curve is not None:
-        mine = curve.marks[curve.marks["series_uid"] == example.series_uid].head(most)
-        marks = [(np.array([m.x_mm, m.y_mm, m.z_mm]), float(m.p)) for m in mine.itertuples()]
+        mine = curve.marks.loc[curve.marks["series_uid"] == example.series_uid, ["x_mm", "y_mm", "z_mm", "p"]]
+        marks = [(row[:3], float(row[3])) for row in mine.to_numpy(dtype=np.float64)[:most]]
     figure = mip_panel(image, grid, vessel, marks, lesions, modality)
     caption = f"{example.caption} {modality}; orange: the best marks with p; dashed green: known aneurysms."
     return Picture(example.title, figure, caption, GROUP)

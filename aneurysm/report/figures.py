@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
@@ -128,7 +129,7 @@ def froc_figure(curves: Mapping[str, Froc], marked: Sequence[float] = (0.5, 1.0,
         found = np.append(curve.curve["sensitivity"], curve.curve["sensitivity"].iloc[-1])
         if not np.isfinite(found).all():
             continue
-        end = float(curve.curve["fp_per_scan"].max())
+        end = float(curve.curve["fp_per_scan"].to_numpy().max())
         solid = rate <= max(end, 1e-3)
         name = f"{STAGE_NAMES.get(stage, stage)}, CPM {curve.cpm:.2f}"
         axes.plot(rate[solid], found[solid], color=colour, linewidth=2.2, label=name)
@@ -206,7 +207,7 @@ def candidate_figure(recall: CandidateRecall) -> Figure:
         axes.text(
             recall.mean_per_scan, 0.02, f" mean {recall.mean_per_scan:.1f} per scan", color=INK, fontsize=8.5
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         empty(axes, "no lesion with a known position")
     return figure

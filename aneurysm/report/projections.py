@@ -27,7 +27,7 @@ from aneurysm.report.views import (
 
 # What is projected around the vessels, mm: bone lies close beside arteries in CTA and bright marrow and
 # veins in T1; in T2 the dark air is farther away, and bright fluid has to frame the vessels.
-NEAR_MM = {"CTA": 1.5, "T1": 2.5, "T2": 6.0}
+NEAR_MM = {"CTA": 1.5, "T1": 1.5, "T2": 6.0}
 
 
 class GraphLike(Protocol):
@@ -64,8 +64,7 @@ def mip_panel(
     size = grid.spacing * grid.shape
     widths = [size[across] for _, across, _, _ in VIEWS.values()]
     tallest = max(size[up] for _, _, up, _ in VIEWS.values())
-    stretch = 1 + 2 * MARGIN * bool(len(candidates))
-    figure = new_figure(13, float(np.clip(13 * tallest / (stretch * sum(widths)) + 0.35, 3, 8)), dark=True)
+    figure, scale = _three_views(sum(widths), tallest, bool(len(candidates)))
     panels = figure.subplots(1, 3, width_ratios=widths)
     images = [_project(volume, keep, axis, dark) for axis, _, _, _ in VIEWS.values()]
     low, high = _window(images, volume, vessel if keep is not None and not dark else None)
@@ -84,7 +83,7 @@ def mip_panel(
         if axes is panels[0]:
             scale_bar(axes, float(max(size)))
         places = [on_screen(grid.to_index(np.asarray(mm)), grid, name) for mm, _ in candidates]
-        call_out(axes, places, candidates)
+        call_out(axes, places, candidates, scale)
     return figure
 
 
@@ -92,7 +91,7 @@ def candidate_crops(
     volume: np.ndarray,
     grid: Grid,
     candidates: Sequence[Mark],
-    radii_mm: Sequence[float] | None = None,
+    radii_mm: Sequence[float] | np.ndarray | None = None,
     vessel: np.ndarray | None = None,
     half_mm: float = 15.0,
     most: int = 3,
@@ -171,9 +170,8 @@ def vessel_graph_figure(
     low, high = drawn.min(axis=0) - 6, drawn.max(axis=0) + 6
     size = high - low
     widths = [size[across] for across, _ in sides.values()]
-    stretch = 1 + 2 * MARGIN * bool(len(candidates))
-    height = 12 * max(size[up] for _, up in sides.values()) / (stretch * sum(widths)) + 0.35
-    figure = new_figure(13, float(np.clip(height, 3, 8)), dark=True)
+    tallest = max(size[up] for _, up in sides.values())
+    figure, scale = _three_views(sum(widths), tallest, bool(len(candidates)))
     lines = None
     panels = figure.subplots(1, 3, width_ratios=widths)
     for axes, (name, pair) in zip(panels, sides.items(), strict=True):
@@ -188,7 +186,8 @@ def vessel_graph_figure(
         letters(axes, name)
         if name == "Axial":
             scale_bar(axes, float(size.max()))
-        call_out(axes, [(float(mm[pair[0]]), float(mm[pair[1]])) for mm, _ in candidates], candidates)
+        places = [(float(mm[pair[0]]), float(mm[pair[1]])) for mm, _ in candidates]
+        call_out(axes, places, candidates, scale)
     if lines is not None:
         bar = figure.colorbar(lines, ax=panels, shrink=0.75, pad=0.01, boundaries=np.linspace(0, 1, 101))
         bar.set_label("anomaly score of the graph (0 to 1)", color=NIGHT_INK, fontsize=9)
@@ -196,6 +195,13 @@ def vessel_graph_figure(
         bar.ax.tick_params(colors=NIGHT_INK, labelsize=8.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
+
+
+def _three_views(across_mm: float, tallest_mm: float, marked: bool) -> tuple[Figure, float]:
+    """A dark figure for three views side by side, and its scale in mm per inch."""
+    across_mm *= 1 + 2 * MARGIN * marked
+    height = float(np.clip(12.2 * tallest_mm / across_mm + 0.55, 2.5, 8))
+    return new_figure(13, height, dark=True), max(across_mm / 12.2, tallest_mm / (height - 0.55))
 
 
 def _region(volume: np.ndarray, grid: Grid, vessel: np.ndarray | None, modality: str) -> np.ndarray | None:

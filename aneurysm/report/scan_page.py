@@ -101,9 +101,8 @@ def write_scan_page(path: Path, report: ScanReport) -> Path:
         ValueError: the candidates break the contract of the EXPERT table.
     """
     ranked = report.ranked
-    marks: list[Mark] = [
-        (np.array([row.x_mm, row.y_mm, row.z_mm]), float(row.p)) for row in ranked.itertuples()
-    ]
+    table = ranked[["x_mm", "y_mm", "z_mm", "p"]].to_numpy(dtype=np.float64)
+    marks: list[Mark] = [(row[:3], float(row[3])) for row in table]
     volume = ranked["volume_mm3"].to_numpy(dtype=np.float64)
     radius = np.cbrt(3 * np.where(volume > 0, volume, np.nan) / (4 * np.pi))
     crops = graph = None

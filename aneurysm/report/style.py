@@ -7,6 +7,7 @@ Colours: Okabe and Ito, "Color Universal Design", 2008.
 
 import io
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +45,9 @@ def dress(axes: Axes, x: str, y: str, title: str = "") -> Axes:
     return axes
 
 
-def legend(axes: Axes, place: str = "best", columns: int = 1) -> None:
+def legend(
+    axes: Axes, place: Literal["best", "lower right", "upper left"] = "best", columns: int = 1
+) -> None:
     """A legend without a box that fights with the data."""
     axes.legend(
         loc=place, ncols=columns, fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK

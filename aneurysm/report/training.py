@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from aneurysm.data.files import replacing
@@ -76,6 +77,8 @@ def write_training_report(
         Picture("Calibration", calibration_figure(evaluation.calibration), CALIBRATION_CAPTION),
     ]
     training = list(_training_pictures(curves))
+    for stale in folder.glob("[0-9][0-9]_*.png"):
+        stale.unlink()
     for number, picture in enumerate([*detection, *scan_level, *training, *figures], start=1):
         name = re.sub(r"[^a-z0-9]+", "_", picture.title.lower()).strip("_")[:60]
         _write(folder / f"{number:02d}_{name}.png", picture.png)
@@ -142,14 +145,21 @@ def _write_detections(path: Path, evaluation: Evaluation) -> None:
     threshold = curve.threshold_at(1.0)
     short = {HIT: "TP", FALSE_ALARM: "FP", DUPLICATE: "duplicate"}
     marks = curve.marks.assign(
-        outcome=curve.marks["outcome"].map(short), above_threshold=curve.marks["p"] >= threshold
+        outcome=[short[outcome] for outcome in curve.marks["outcome"]],
+        above_threshold=curve.marks["p"] >= threshold,
+        radius_mm=np.nan,
+        location="",
     )
-    missed = curve.lesions[~(curve.lesions["p"] >= threshold)].assign(outcome="FN", above_threshold=False)
+    missed = curve.lesions.assign(
+        outcome="FN",
+        above_threshold=False,
+        location=[LOCATIONS[k] if k >= 0 else "" for k in curve.lesions["location"]],
+    )
+    missed = missed.loc[~(curve.lesions["p"] >= threshold)]
     columns = ["series_uid", "outcome", "above_threshold", "p", "x_mm", "y_mm", "z_mm", "lesion"]
-    table = pd.concat([marks[columns], missed[[*columns, "radius_mm", "location"]]], ignore_index=True)
-    names = {float(i): name for i, name in enumerate(LOCATIONS)}
-    if "location" in table:
-        table["location"] = table["location"].map(names)
-    table = table.sort_values(["series_uid", "p"], ascending=[True, False], kind="stable")
+    columns += ["radius_mm", "location"]
+    table = pd.concat([marks[columns], missed[columns]], ignore_index=True)
+    order = np.lexsort((-np.asarray(table["p"]), np.asarray(table["series_uid"], dtype=str)))
+    table = table.iloc[order]
     with replacing(path) as part:
         table.to_csv(part, index=False)

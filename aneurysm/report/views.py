@@ -107,12 +107,21 @@ def ring(centre: tuple[float, float], radius: float, colour: str, style: str) ->
     return ring
 
 
-def call_out(axes: Axes, points: Sequence[tuple[float, float]], marks: Sequence[Mark]) -> None:
-    """Circles with number and probability, the words in margins beside the view where nothing is hidden."""
+def call_out(
+    axes: Axes, points: Sequence[tuple[float, float]], marks: Sequence[Mark], mm_per_inch: float
+) -> None:
+    """Circles with number and probability, the words in margins beside the view where nothing is hidden.
+
+    Args:
+        axes: limits as the view is to be seen; widened by the margins.
+        points: the marks on screen, mm.
+        marks: their probabilities.
+        mm_per_inch: scale of the figure, so that words keep a line's distance.
+    """
     if not points:
         return
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
-    radius, gap = 0.022 * (y1 - y0) + 0.6, 0.06 * (y1 - y0)
+    radius, gap = 0.08 * mm_per_inch, 0.175 * mm_per_inch
     margin = MARGIN * (x1 - x0)
     axes.set_xlim(x0 - margin, x1 + margin)
     sides: dict[bool, list[int]] = {True: [], False: []}
@@ -120,7 +129,7 @@ def call_out(axes: Axes, points: Sequence[tuple[float, float]], marks: Sequence[
         sides[(x - x0) / (x1 - x0) < 0.5].append(number)
     for on_left, numbers in sides.items():
         numbers.sort(key=lambda n: points[n][1])
-        heights = _spread([points[n][1] for n in numbers], gap, y0 + gap, y1 - gap / 2)
+        heights = _spread([points[n][1] for n in numbers], gap, y0 + gap / 2, y1 - gap / 2)
         for n, height in zip(numbers, heights, strict=True):
             axes.add_patch(ring(points[n], radius, ORANGE, "-"))
             axes.annotate(

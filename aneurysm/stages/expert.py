@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity
 from aneurysm.data.labels import LOCATIONS, MIRRORED_LOCATION, MODALITIES
-from aneurysm.data.prepare import PreparedCase
+from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertOutput
@@ -384,7 +385,7 @@ def judge(
         flow = output.physics
         for i, one in enumerate(part):
             offset = output.offset_mm[i].cpu().numpy().astype(np.float64)
-            place = one.centre_mm + offset
+            place = inside(one.case.grid, one.centre_mm + offset)
             valid = flow is not None and bool(flow.valid[i])
             rows.append(
                 {
@@ -409,6 +410,12 @@ def judge(
             )
             masks.append(mask[i])
     return pd.DataFrame(rows), masks
+
+
+def inside(grid: Grid, position_mm: np.ndarray) -> np.ndarray:
+    """The nearest position within the scan."""
+    index = np.clip(grid.to_index(position_mm), 0, np.array(grid.shape) - 1)
+    return grid.to_mm(index)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from aneurysm.data.files import replacing
-from aneurysm.data.prepare import PreparedCase, load_prepared
+from aneurysm.data.prepared import PreparedCase, load_prepared
 from aneurysm.data.scan import Grid
 
 POINT_LESION_RADIUS_MM = 2.5  # sphere drawn where only a localizer point is known

@@ -56,7 +56,7 @@ def test_left_out_labels_are_named_with_the_reason(evaluation):
 
 def test_the_froc_line_passes_through_the_operating_points(evaluation):
     axes = froc_figure(evaluation.froc).axes[0]
-    dots = [line for line in axes.lines if line.get_marker() == "o"][0]
+    dots = next(line for line in axes.lines if line.get_marker() == "o")
     curve = evaluation.froc["expert"]
     np.testing.assert_allclose(dots.get_ydata(), [curve.sensitivity_at(x) for x in dots.get_xdata()])
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from aneurysm.data.scan import Lesion
 from aneurysm.report.projections import candidate_crops, mip_panel, vessel_graph_figure
@@ -100,7 +101,7 @@ def test_many_marks_do_not_overlap(volume, grid):
     figure = mip_panel(volume, grid, candidates=marks)
     figure.canvas.draw()
     for axes in figure.axes:
-        boxes = [text.get_window_extent() for text in axes.texts if " p " in text.get_text()]
+        boxes = [Text.get_window_extent(text) for text in axes.texts if " p " in text.get_text()]
         assert len(boxes) == 8
         overlaps = [a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
         assert not any(overlaps)

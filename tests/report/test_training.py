@@ -16,10 +16,8 @@ from aneurysm.report.training import write_training_report
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, evaluation, volume, grid):
     metrics = pd.DataFrame({"epoch": [0, 1], "train/loss": [1.0, 0.5], "train/weight_mask": [0.5, 0.6]})
-    examples = [
-        example_picture(example, evaluation, volume, grid, "MRA")
-        for example in choose_examples(evaluation, 1)
-    ]
+    chosen = choose_examples(evaluation, 1)
+    examples = [example_picture(example, evaluation, volume, grid, "MRA") for example in chosen]
     return write_training_report(
         tmp_path_factory.mktemp("report") / "new",
         evaluation,
@@ -36,7 +34,7 @@ def test_the_page_stands_alone(report):
     page = report.read_text()
     words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert "http:" not in words and "https:" not in words and "//" not in words
-    assert set(re.findall(r'(?:src|href)="([^"]{0,20})', page)) == {"data:image/png;base"}
+    assert set(re.findall(r'(?:src|href)="([^"]{0,20})', page)) == {"data:image/png;base6"}
     assert "<script" not in page and "default-src 'none'" in page
 
 
@@ -46,13 +44,8 @@ def test_the_page_says_everything(report, evaluation):
         assert row.figure in page
     for sentence in evaluation.left_out:
         assert sentence in page
-    for part in (
-        "Not a medical device",
-        "seed: 3 &lt;b&gt;",
-        "40 synthetic series",
-        "1 min 30 s",
-        "Found: series",
-    ):
+    assert "Not a medical device" in page and "Found: series" in page
+    for part in ("seed: 3 &lt;b&gt;", "40 synthetic series", "1 min 30 s"):
         assert part in page
     # FROC, candidates, ROC, locations, calibration, expert and its weights, three examples
     assert page.count("<img") == 10
