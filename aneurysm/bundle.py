@@ -33,7 +33,9 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
     part.mkdir(parents=True)
     for stage in _NETWORKS:
         for fold in experiment.folds:
-            shutil.copyfile(experiment.run(stage, fold).read_product(WEIGHTS), part / weights_name(stage, fold))
+            shutil.copyfile(
+                experiment.run(stage, fold).read_product(WEIGHTS), part / weights_name(stage, fold)
+            )
     trees = stacker.StackerModule(boosting(cfg))
     rows, labels = stacker_rows(experiment)
     trees.fit(rows, labels)
@@ -42,7 +44,12 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
         if booster is not None:
             (part / f"stacker_{name}.ubj").write_bytes(bytes(booster.save_raw("ubj")))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    first = next(iter(expert_findings(experiment, experiment.held_out(0)) or expert_findings(experiment, experiment.training(0))))
+    first = next(
+        iter(
+            expert_findings(experiment, experiment.held_out(0))
+            or expert_findings(experiment, experiment.training(0))
+        )
+    )
     note = {
         "format": FORMAT,
         "version": aneurysm.__version__,

@@ -72,7 +72,9 @@ def open_experiment(cfg: DictConfig) -> Experiment:
     if int(cfg.folds) < 2:
         raise UserError(f"folds={cfg.folds}: cross-validation needs at least 2 folds.")
     if cfg.fold is not None and not 0 <= int(cfg.fold) < int(cfg.folds):
-        raise UserError(f"fold={cfg.fold} does not exist: with folds={cfg.folds} they are 0 to {int(cfg.folds) - 1}.")
+        raise UserError(
+            f"fold={cfg.fold} does not exist: with folds={cfg.folds} they are 0 to {int(cfg.folds) - 1}."
+        )
     folder = Path(cfg.paths.outputs) / cfg.experiment_name
     source = build(cfg.data)
     index = source.index()

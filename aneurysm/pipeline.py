@@ -33,6 +33,8 @@ from aneurysm.vessels.graph import VesselGraph
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when a bundle of the previous format can no longer be read
+
+
 @dataclass(frozen=True, eq=False)
 class Detection:
     """What the detector says about one scan."""
@@ -57,9 +59,13 @@ class Detector:
         folds = range(int(note["folds"]))
         self.threshold = float(np.mean(note["thresholds"]))
         s = cfg.smart_net
-        self.vessel = [self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1)) for k in folds]
+        self.vessel = [
+            self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1))
+            for k in folds
+        ]
         self.segmenter = [
-            self._net(folder, "segmenter", k, build(s.net, in_channels=smart_net.INPUTS, out_channels=2)) for k in folds
+            self._net(folder, "segmenter", k, build(s.net, in_channels=smart_net.INPUTS, out_channels=2))
+            for k in folds
         ]
         sizes = note["sizes"]
         self.graph_net = [
@@ -88,29 +94,38 @@ class Detector:
         """
         path = folder / "bundle.json"
         if not path.is_file():
-            near = sorted(str(p.parent) for p in folder.parent.glob("*/bundle.json")) if folder.parent.is_dir() else []
+            near = (
+                sorted(str(p.parent) for p in folder.parent.glob("*/bundle.json"))
+                if folder.parent.is_dir()
+                else []
+            )
             hint = f" Bundles nearby: {', '.join(near)}." if near else " Train one with `python train.py`."
             raise UserError(f"There is no bundle in {folder} (bundle.json is missing).{hint}")
         try:
             note = json.loads(path.read_text())
             written = int(note["format"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged and cannot be read as JSON: copy the bundle again.") from error
+            raise UserError(
+                f"{path} is damaged and cannot be read as JSON: copy the bundle again."
+            ) from error
         if written != FORMAT:
             raise UserError(
-                f"The bundle {folder} was written by aneurysm {note.get('version', '?')} in bundle format {written}; "
-                f"this is aneurysm {aneurysm.__version__}, which reads format {FORMAT}. Install the matching version "
-                "or train the bundle again."
+                f"The bundle {folder} was written by aneurysm {note.get('version', '?')} in bundle "
+                f"format {written}; this is aneurysm {aneurysm.__version__}, which reads format {FORMAT}. "
+                "Install the matching version or train the bundle again."
             )
         _only_own_classes(note["settings"], folder)
         try:
             return cls(folder, OmegaConf.create(note["settings"]), note, device)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise UserError(
-                f"The bundle {folder} is incomplete or damaged ({str(error).splitlines()[0][:160]}): copy it again."
+                f"The bundle {folder} is incomplete or damaged ({str(error).splitlines()[0][:160]}): "
+                "copy it again."
             ) from error
 
-    def _net(self, folder: Path, stage: str, fold: int, net: nn.Module, device: str | None = None) -> nn.Module:
+    def _net(
+        self, folder: Path, stage: str, fold: int, net: nn.Module, device: str | None = None
+    ) -> nn.Module:
         net.load_state_dict(load_file(folder / weights_name(stage, fold)), strict=False)
         return net.to(device or self.device).eval()
 
@@ -139,7 +154,9 @@ class Detector:
             return pd.DataFrame(columns=list(EXPERT.columns)), sac
         found = expert_stage.findings(case, probability, graph, rows, self.threshold)
         crop = expert_stage.CropSettings(self.cfg.expert.crop, flow=build(self.cfg.physics) is not None)
-        judged = [expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)]
+        judged = [
+            expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)
+        ]
         merged = average_folds(pd.concat([table for table, _ in judged]))
         for i, one in enumerate(found):
             patch = _mean([masks[i] for _, masks in judged])
@@ -169,7 +186,9 @@ def _only_own_classes(settings: Any, folder: Path) -> None:
     if isinstance(settings, dict):
         target = settings.get("_target_", "aneurysm.")
         if not str(target).startswith("aneurysm."):
-            raise UserError(f"The bundle {folder} asks for {target!r}; only classes of aneurysm are built from bundles.")
+            raise UserError(
+                f"The bundle {folder} asks for {target!r}; only classes of aneurysm are built from bundles."
+            )
         for value in settings.values():
             _only_own_classes(value, folder)
 

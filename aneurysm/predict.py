@@ -88,7 +88,9 @@ def predict(cfg: DictConfig) -> None:
     log.info("To look at: %s", output / "index.html")
     failed = [line for line in lines if line.error]
     if failed:
-        raise UserError(f"{len(failed)} of {len(inputs)} scans could not be predicted; the others are in {output}.")
+        raise UserError(
+            f"{len(failed)} of {len(inputs)} scans could not be predicted; the others are in {output}."
+        )
 
 
 def find_inputs(path: Path, modality: str | None) -> list[Input]:
@@ -223,12 +225,15 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
         "input": {
             "shape": list(scan.source.shape),
             "affine": scan.source.affine.tolist(),
-            "axes": "voxel positions are in the array order of the input: slice, row, column for DICOM; i, j, k for NIfTI",
+            "axes": "array order of the input: slice, row, column for DICOM; i, j, k for NIfTI",
         },
         "world": "RAS+, mm",
         "probabilities": dict(zip(LABEL_COLUMNS, map(float, detection.labels), strict=True)),
         "candidates": candidates,
-        "units": {"physics_residual": "log10 of the dimensionless Navier-Stokes residual", "order_parameter": "0..1"},
+        "units": {
+            "physics_residual": "log10 of the dimensionless Navier-Stokes residual",
+            "order_parameter": "0..1",
+        },
         "model": _model(detector),
         "not_a_medical_device": True,
     }
@@ -239,7 +244,8 @@ def _model(detector: Detector) -> str:
     trained = note["trained_on"]
     return (
         f"{note['experiment']}, {note['folds']} folds, trained on {trained['series']} series of "
-        f"{trained['patients']} patients with aneurysm {note['version']}; predicted with {aneurysm.__version__}"
+        f"{trained['patients']} patients with aneurysm {note['version']}; "
+        f"predicted with {aneurysm.__version__}"
     )
 
 
@@ -258,7 +264,14 @@ def _nifti(path: Path, modality: str | None) -> Input:
 def _modality_in(name: str) -> str | None:
     """The modality that a file name spells out, when it is exactly one."""
     words = name.upper().replace("-", "_").replace(".", "_").split("_")
-    spelled = {"TOF": "MRA", "ANGIO": "MRA", "CT": "CTA", "T1W": "T1", "T2W": "T2", **{m: m for m in MODALITIES}}
+    spelled = {
+        "TOF": "MRA",
+        "ANGIO": "MRA",
+        "CT": "CTA",
+        "T1W": "T1",
+        "T2W": "T2",
+        **{m: m for m in MODALITIES},
+    }
     found = {spelled[word] for word in words if word in spelled}
     return found.pop() if len(found) == 1 else None
 

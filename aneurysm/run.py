@@ -1,4 +1,4 @@
-"""Run folders: where a stage's work lies, how it is resumed or skipped, and how a Lightning fit happens in one.
+"""Run folders: where the work of a stage lies, how it is resumed or skipped, and how a fit happens there.
 
 The folder is `outputs/<experiment>/<stage>/<name>-<hash>/fold_<k>`. The hash covers what changes the
 result: the settings the stage reads, the data, the folds and the hashes of the stages before it. The same
@@ -102,8 +102,8 @@ class StageRun:
             before = json.loads(note.read_text())
             if before["upstream"] != record["upstream"] or before["key"] != self.key:
                 raise UserError(
-                    f"{self.folder} was begun as run {before['key']} on upstream {before['upstream']}, but this "
-                    f"is run {self.key} on {record['upstream']}. Move that folder away or use force=true."
+                    f"{self.folder} was begun as run {before['key']} on upstream "
+                    f"{before['upstream']}, but this is run {self.key} on {record['upstream']}. Move that folder away or use force=true."
                 )
             return
         with replacing(note) as part:
@@ -219,7 +219,7 @@ def fit(
 
 
 class _LastCheckpoint(Callback):
-    """Write the checkpoint at every epoch's end to a temporary file and rename it: it is whole or not there."""
+    """Write the checkpoint at every epoch's end, whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -241,7 +241,9 @@ class _PlainProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         shown = ("train/loss", "val/loss")
         figures = "  ".join(
-            f"{name} {float(trainer.callback_metrics[name]):.3f}" for name in shown if name in trainer.callback_metrics
+            f"{name} {float(trainer.callback_metrics[name]):.3f}"
+            for name in shown
+            if name in trainer.callback_metrics
         )
         log.info(
             "%-9s fold %d  epoch %d/%s  %s  (%.0f s)",

@@ -154,7 +154,9 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         )
     fit(run, module, data, s.epochs, cfg)
     some = _spread(data.train, THRESHOLD_SCANS)
-    threshold = vessel.recall_threshold(net, [remembered(p) for p in some], s.target_recall, s.patch, s.overlap)
+    threshold = vessel.recall_threshold(
+        net, [remembered(p) for p in some], s.target_recall, s.patch, s.overlap
+    )
     rows = []
     for uid in held_out:
         case = remembered(experiment.prepared[uid])
@@ -172,7 +174,9 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     """The Smart Net's segmentation network; leaves lumen and sac probabilities per held-out scan."""
     cfg, s = experiment.cfg, experiment.cfg.smart_net
     _seed_weights(cfg.seed, run)
-    upstream = {uid: _product(experiment.run("vessel", experiment.fold_of[uid]), uid) for uid in experiment.prepared}
+    upstream = {
+        uid: _product(experiment.run("vessel", experiment.fold_of[uid]), uid) for uid in experiment.prepared
+    }
     net = build(s.net, in_channels=smart_net.INPUTS, out_channels=len(smart_net.CHANNELS))
     module = smart_net.SegmenterModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
@@ -216,7 +220,7 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     if not data.train:
         raise UserError(
-            f"smart_net fold {run.fold}: every vessel mask of the training scans is empty, so there is no graph. "
+            f"smart_net fold {run.fold}: every vessel mask of the training scans is empty: no graph. "
             "Train the segmenter longer (smart_net.epochs) or lower smart_net.target_recall's threshold."
         )
     _seed_weights(cfg.seed, run)
@@ -278,7 +282,11 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         table = pd.DataFrame(columns=list(EXPERT.columns))
     EXPERT.write(table, run.folder / "predictions.parquet")
     save_weights(run.folder / WEIGHTS, net)
-    return {"candidates": len(table), "order_parameter": _mean(table, "order_parameter"), **_hit_figures(held_out, table)}
+    return {
+        "candidates": len(table),
+        "order_parameter": _mean(table, "order_parameter"),
+        **_hit_figures(held_out, table),
+    }
 
 
 def train_stacker(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -287,7 +295,13 @@ def train_stacker(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     expert = expert_table(experiment)
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
     module = stacker.StackerModule(boosting(cfg))
-    fit(run, module, stacker.StackerData(_rows(experiment, expert, training), _rows(experiment, expert, held_out)), 1, cfg)
+    fit(
+        run,
+        module,
+        stacker.StackerData(_rows(experiment, expert, training), _rows(experiment, expert, held_out)),
+        1,
+        cfg,
+    )
     rows, _ = _rows(experiment, expert, held_out)
     by_uid = experiment.index.set_index("series_uid")
     table = pd.DataFrame(module.probabilities(rows), columns=[f"p_{k}" for k in (*LOCATION_KEYS, "present")])
@@ -317,11 +331,15 @@ def vessel_threshold(experiment: Experiment, uid: str) -> float:
     """The threshold chosen by the segmenter that had not seen this scan."""
     done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
     if done is None:
-        raise UserError(f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=smart_net.")
+        raise UserError(
+            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=smart_net."
+        )
     return float(done["threshold"])
 
 
-def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bool = False) -> list[expert_stage.Finding]:
+def expert_findings(
+    experiment: Experiment, uids: list[str], add_annotations: bool = False
+) -> list[expert_stage.Finding]:
     """Candidates of these scans, each from the models that had not seen it."""
     settings = graph_settings(experiment.cfg.smart_net)
     tables = {
@@ -345,7 +363,9 @@ def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bo
 
 def expert_table(experiment: Experiment) -> pd.DataFrame:
     """Out-of-fold expert predictions of every fold."""
-    tables = [EXPERT.read(experiment.run("expert", k).read_product("predictions.parquet")) for k in experiment.folds]
+    tables = [
+        EXPERT.read(experiment.run("expert", k).read_product("predictions.parquet")) for k in experiment.folds
+    ]
     return pd.concat([t for t in tables if len(t)] or tables[:1])
 
 
@@ -356,12 +376,16 @@ def stacker_rows(experiment: Experiment) -> tuple[stacker.ScanRows, np.ndarray]:
 
 def save_weights(path: Path, net: nn.Module) -> None:
     """Weights as safetensors, atomically; extra state that is not a tensor stays in the checkpoint."""
-    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items() if isinstance(v, torch.Tensor)}
+    state = {
+        k: v.detach().cpu().contiguous() for k, v in net.state_dict().items() if isinstance(v, torch.Tensor)
+    }
     with replacing(path) as part:
         save_file(state, part)
 
 
-def _rows(experiment: Experiment, expert: pd.DataFrame, uids: list[str]) -> tuple[stacker.ScanRows, np.ndarray]:
+def _rows(
+    experiment: Experiment, expert: pd.DataFrame, uids: list[str]
+) -> tuple[stacker.ScanRows, np.ndarray]:
     table = experiment.index.set_index("series_uid").loc[uids]
     rows = stacker.scan_rows(expert[expert.series_uid.isin(uids)], table.modality.to_dict())
     return rows, table[[*LOCATION_KEYS, "present"]].to_numpy(np.float64)
@@ -401,7 +425,11 @@ def _product(run: StageRun, uid: str) -> Path:
 
 def _spread(items: list[Any], count: int) -> list[Any]:
     """At most `count` items, evenly taken."""
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))] if items else []
+    return (
+        [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
+        if items
+        else []
+    )
 
 
 def _overlap_row(uid: str, predicted: np.ndarray, target: np.ndarray | None) -> dict[str, Any]:
@@ -412,7 +440,11 @@ def _overlap_row(uid: str, predicted: np.ndarray, target: np.ndarray | None) -> 
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:
-    return {name: float(table[name].mean()) for name in table.columns if name != "series_uid" and table[name].notna().any()}
+    return {
+        name: float(table[name].mean())
+        for name in table.columns
+        if name != "series_uid" and table[name].notna().any()
+    }
 
 
 def _mean(table: pd.DataFrame, column: str) -> float:

@@ -18,9 +18,9 @@ from aneurysm.data.tables import CANDIDATES, SCANS
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
 from aneurysm.report.curves import TrainingCurve
+from aneurysm.report.examples import choose_examples
 from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
-from aneurysm.report.examples import choose_examples
 from aneurysm.report.training import write_training_report
 from aneurysm.run import READS, StageRun
 from aneurysm.stage_runs import expert_table, pretrains, run_stage, segmentation_of, vessel_threshold
@@ -61,11 +61,18 @@ def train(cfg: DictConfig) -> float:
 
 def evaluate(experiment: Experiment) -> Evaluation:
     """Measure the out-of-fold predictions of every patient."""
-    scans = pd.concat([SCANS.read(experiment.run("stacker", k).read_product("scans.parquet")) for k in experiment.folds])
-    candidates = pd.concat(
-        [CANDIDATES.read(experiment.run("smart_net", k).read_product("candidates.parquet")) for k in experiment.folds]
+    scans = pd.concat(
+        [SCANS.read(experiment.run("stacker", k).read_product("scans.parquet")) for k in experiment.folds]
     )
-    vessel = pd.concat([pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds])
+    candidates = pd.concat(
+        [
+            CANDIDATES.read(experiment.run("smart_net", k).read_product("candidates.parquet"))
+            for k in experiment.folds
+        ]
+    )
+    vessel = pd.concat(
+        [pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds]
+    )
     lesions = {uid: list(remembered(path).lesions) for uid, path in experiment.prepared.items()}
     return evaluate_scans(
         experiment.index,
@@ -100,8 +107,8 @@ def report_on(experiment: Experiment, evaluation: Evaluation) -> Path:
         config_text=OmegaConf.to_yaml(experiment.cfg, resolve=True),
         data_text=(
             f"{source}: {len(experiment.index)} series of {experiment.index.patient_id.nunique()} patients "
-            f"({modalities}). Every figure is out-of-fold over {experiment.cfg.folds} patient-grouped folds: no "
-            "model of any stage had seen the patient it is measured on."
+            f"({modalities}). Every figure is out-of-fold over {experiment.cfg.folds} patient-grouped folds: "
+            "no model of any stage had seen the patient it is measured on."
         ),
         timings=timings,
         title=f"Experiment {experiment.cfg.experiment_name}",
@@ -118,7 +125,9 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
         marks = [(np.array([r.x_mm, r.y_mm, r.z_mm]), float(r.p)) for r in rows.itertuples()]
         mask = segmentation_of(experiment, uid)["vessel"] >= vessel_threshold(experiment, uid)
         panel = mip_panel(case.image, case.grid, mask, marks, case.lesions, modality=case.modality)
-        pictures.append(Picture(f"{case.modality}, {example.kind}", panel, example.caption, group="Example scans"))
+        pictures.append(
+            Picture(f"{case.modality}, {example.kind}", panel, example.caption, group="Example scans")
+        )
     return pictures
 
 
@@ -134,7 +143,9 @@ def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any
     names = sorted({name for f in figures for name, value in f.items() if isinstance(value, float | int)})
     table = Table("fold", *names, "folder", title=stage)
     for fold, one in zip(experiment.chosen_folds, figures, strict=True):
-        table.add_row(str(fold), *(_number(one.get(n)) for n in names), str(experiment.run(stage, fold).folder))
+        table.add_row(
+            str(fold), *(_number(one.get(n)) for n in names), str(experiment.run(stage, fold).folder)
+        )
     Console(width=None if Console().is_terminal else 160).print(table)
 
 

@@ -102,7 +102,9 @@ def test_swapping_a_part_changes_what_runs(outputs, stage, override, seen):
 def test_killed_training_goes_on_and_finished_folds_are_kept(outputs, tmp_path):
     shutil.copytree(outputs / "data", tmp_path / "data", copy_function=os.link)
     arguments = ["experiment=smoke", f"paths.outputs={tmp_path}", "stage=vessel", "vessel.epochs=4"]
-    with subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 200
         # Kill it in the middle of the second fold: the first is finished, the second has a checkpoint.
         while not list(tmp_path.glob("smoke/vessel/*/fold_1/last.ckpt")) and time.monotonic() < deadline:
@@ -120,10 +122,19 @@ def test_killed_training_goes_on_and_finished_folds_are_kept(outputs, tmp_path):
 
 
 def test_a_sweep_in_one_process_runs_every_job(outputs):
-    arguments = ["-m", "experiment=smoke", f"paths.outputs={outputs}", "stage=expert", "fold=0", "balance.temperature=5,50"]
+    arguments = [
+        "-m",
+        "experiment=smoke",
+        f"paths.outputs={outputs}",
+        "stage=expert",
+        "fold=0",
+        "balance.temperature=5,50",
+    ]
     result = command("train.py", *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
-    settings = [json.loads(p.read_text())["settings"] for p in (outputs / "smoke/expert").glob("*/fold_0/run.json")]
+    settings = [
+        json.loads(p.read_text())["settings"] for p in (outputs / "smoke/expert").glob("*/fold_0/run.json")
+    ]
     assert {5, 50} <= {s["balance"].get("temperature") for s in settings}
 
 
@@ -140,7 +151,9 @@ def test_predict_writes_everything_in_the_input_geometry(outputs, dicom_series, 
     assert result.returncode == 0, result.stdout + result.stderr
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert list(table.columns) == ["SeriesInstanceUID", *LABEL_COLUMNS]
-    assert table[list(LABEL_COLUMNS)].to_numpy().min() >= 0 and table[list(LABEL_COLUMNS)].to_numpy().max() <= 1
+    assert (
+        table[list(LABEL_COLUMNS)].to_numpy().min() >= 0 and table[list(LABEL_COLUMNS)].to_numpy().max() <= 1
+    )
     folder = tmp_path / dicom_series.name
     said = json.loads((folder / "report.json").read_text())
     image = nib.load(dicom_series.parents[1] / "segmentations" / f"{dicom_series.name}.nii")

@@ -17,7 +17,10 @@ def compose(tmp_path, *overrides):
 
 def keys(tmp_path, *overrides):
     cfg = compose(tmp_path, *overrides)
-    return {s: stage_key(cfg, s, "data") for s in ("pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker")}
+    return {
+        s: stage_key(cfg, s, "data")
+        for s in ("pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker")
+    }
 
 
 @pytest.mark.parametrize(

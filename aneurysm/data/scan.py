@@ -75,12 +75,16 @@ class Scan:
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
-            raise ValueError(f"{self.series_uid}: modality must be one of {MODALITIES}, got {self.modality!r}.")
+            raise ValueError(
+                f"{self.series_uid}: modality must be one of {MODALITIES}, got {self.modality!r}."
+            )
         if self.volume.shape != self.grid.shape:
             raise ValueError(f"{self.series_uid}: volume {self.volume.shape} on a grid {self.grid.shape}.")
         if not np.isfinite(self.volume).all():
             bad = int((~np.isfinite(self.volume)).sum())
-            raise ValueError(f"{self.series_uid}: {bad} voxels are NaN or infinite. Replace them before reading.")
+            raise ValueError(
+                f"{self.series_uid}: {bad} voxels are NaN or infinite. Replace them before reading."
+            )
 
 
 @dataclass(frozen=True, eq=False)

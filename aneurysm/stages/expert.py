@@ -420,4 +420,3 @@ def inside(grid: Grid, position_mm: np.ndarray) -> np.ndarray:
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-

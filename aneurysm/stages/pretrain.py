@@ -28,7 +28,13 @@ class PretrainModule(LightningModule):
     """
 
     def __init__(
-        self, net: MaskedReconstruction, masking: RandomBlocks, lr: float, weight_decay: float, total_steps: int, seed: int
+        self,
+        net: MaskedReconstruction,
+        masking: RandomBlocks,
+        lr: float,
+        weight_decay: float,
+        total_steps: int,
+        seed: int,
     ) -> None:
         super().__init__()
         self.net, self.masking, self.seed = net, masking, seed
@@ -103,7 +109,9 @@ class PretrainData(LightningDataModule):
 class CropDataset(Dataset):
     """Crop i of an epoch is a function of (seed, epoch, i) alone."""
 
-    def __init__(self, paths: list[Path], count: int, patch: int, key: tuple[int, int], augment: bool) -> None:
+    def __init__(
+        self, paths: list[Path], count: int, patch: int, key: tuple[int, int], augment: bool
+    ) -> None:
         self.paths, self.count, self.patch, self.key, self.augment = paths, count, patch, key, augment
 
     def __len__(self) -> int:

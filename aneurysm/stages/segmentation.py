@@ -29,7 +29,9 @@ TARGETS = {"vessel": vessel_target, "aneurysm": aneurysm_target}
 class SegmentationModule(LightningModule):
     """Fits a voxel classifier with one sigmoid channel per structure; unknown channels do not count."""
 
-    def __init__(self, net: nn.Module, loss: nn.Module, lr: float, weight_decay: float, total_steps: int) -> None:
+    def __init__(
+        self, net: nn.Module, loss: nn.Module, lr: float, weight_decay: float, total_steps: int
+    ) -> None:
         super().__init__()
         self.net, self.loss = net, loss
         self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps

@@ -1,4 +1,4 @@
-"""Stage 3, smart_net: segment, thin to a skeleton, build the vessel graph, score its nodes, propose candidates.
+"""Stage 3, smart_net: segment, thin, build the vessel graph, score its nodes, propose candidates.
 
 A segmentation network marks lumen and sacs; its thresholded lumen becomes a graph; graph attention decides
 which nodes do not belong to a healthy tree. The graph network learns on out-of-fold segmentations, so what
@@ -44,7 +44,9 @@ class SegmenterData(SegmentationData):
         super().__init__(train, held_out, CHANNELS, **settings)
 
 
-def segment(net: nn.Module, case: PreparedCase, vessel: np.ndarray, patch: int, overlap: float) -> dict[str, np.ndarray]:
+def segment(
+    net: nn.Module, case: PreparedCase, vessel: np.ndarray, patch: int, overlap: float
+) -> dict[str, np.ndarray]:
     """Probabilities of lumen and of sac, (d, h, w) float32 each.
 
     Args:
@@ -63,7 +65,9 @@ class GraphSettings:
     min_distance_mm: float
 
 
-def vessel_graph(probability: dict[str, np.ndarray], threshold: float, grid: Grid, settings: GraphSettings) -> VesselGraph:
+def vessel_graph(
+    probability: dict[str, np.ndarray], threshold: float, grid: Grid, settings: GraphSettings
+) -> VesselGraph:
     """Threshold, clean, thin and link; nodes carry shape features and what the network saw around them."""
     mask = clean_mask(probability["vessel"] >= threshold, grid)
     graph = build_graph(mask, grid, node_spacing_mm=settings.node_spacing_mm)
@@ -157,7 +161,11 @@ def node_scores(net: nn.Module, graph: VesselGraph) -> np.ndarray:
 
 
 def candidates(
-    graph: VesselGraph, scores: np.ndarray, probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings
+    graph: VesselGraph,
+    scores: np.ndarray,
+    probability: dict[str, np.ndarray],
+    grid: Grid,
+    settings: GraphSettings,
 ) -> list[Candidate]:
     """The places that the expert should look at, best first."""
     return propose(

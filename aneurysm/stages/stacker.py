@@ -42,7 +42,9 @@ class Boosting:
     subsample: float
     seed: int = 0
 
-    def fit(self, x: np.ndarray, y: np.ndarray, margin: np.ndarray, monotone: tuple[int, ...]) -> xgboost.Booster | None:
+    def fit(
+        self, x: np.ndarray, y: np.ndarray, margin: np.ndarray, monotone: tuple[int, ...]
+    ) -> xgboost.Booster | None:
         """Boosted trees for a binary label, or None when only one class is there.
 
         Args:
@@ -171,7 +173,9 @@ class StackerModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["boosters"] = {
-            name: None if booster is None else torch.frombuffer(bytearray(booster.save_raw("ubj")), dtype=torch.uint8)
+            name: None
+            if booster is None
+            else torch.frombuffer(bytearray(booster.save_raw("ubj")), dtype=torch.uint8)
             for name, booster in (("present", self.present), ("location", self.location))
         }
 
@@ -186,7 +190,9 @@ class StackerModule(LightningModule):
 class StackerData(LightningDataModule):
     """The whole table as one batch."""
 
-    def __init__(self, train: tuple[ScanRows, np.ndarray], held_out: tuple[ScanRows, np.ndarray] | None) -> None:
+    def __init__(
+        self, train: tuple[ScanRows, np.ndarray], held_out: tuple[ScanRows, np.ndarray] | None
+    ) -> None:
         super().__init__()
         self.train, self.held_out = train, held_out
 

@@ -23,9 +23,7 @@ def log_step(module: LightningModule, output: StepOutput, split: str, batch_size
     return output.loss
 
 
-def adamw_one_cycle(
-    parameters: Any, lr: float, weight_decay: float, total_steps: int
-) -> dict[str, Any]:
+def adamw_one_cycle(parameters: Any, lr: float, weight_decay: float, total_steps: int) -> dict[str, Any]:
     """AdamW under a one-cycle schedule: warm-up over a quarter of the steps, then cosine to zero.
 
     Biases, norms and other one-dimensional parameters are not decayed.

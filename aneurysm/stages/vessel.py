@@ -41,7 +41,11 @@ def vessel_probability(net: nn.Module, case: PreparedCase, patch: int, overlap: 
     return probability_volume(net, network_image(case)[None], patch, overlap)[0]
 
 
-def recall_threshold(net: nn.Module, cases: list[PreparedCase], recall: float, patch: int, overlap: float) -> float:
+def recall_threshold(
+    net: nn.Module, cases: list[PreparedCase], recall: float, patch: int, overlap: float
+) -> float:
     """Threshold that reaches `recall` on these scans; use training scans only."""
-    annotated = [(vessel_probability(net, c, patch, overlap), vessel_target(c)) for c in cases if c.vessel is not None]
+    annotated = [
+        (vessel_probability(net, c, patch, overlap), vessel_target(c)) for c in cases if c.vessel is not None
+    ]
     return threshold_for_recall([p for p, _ in annotated], [t for _, t in annotated if t is not None], recall)

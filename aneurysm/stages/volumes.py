@@ -62,13 +62,17 @@ def ball(grid: Grid, centre_mm: np.ndarray, radius_mm: float) -> np.ndarray:
     high = np.minimum(np.floor(centre).astype(int) + reach + 1, grid.shape)
     if (high <= low).any():
         return mask
-    index = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
+    index = np.stack(
+        np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1
+    )
     inside = np.linalg.norm(grid.to_mm(index) - centre_mm, axis=-1) <= radius_mm
     mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = inside
     return mask
 
 
-def crop(volume: np.ndarray, start: np.ndarray, size: int | tuple[int, int, int], fill: float = 0.0) -> np.ndarray:
+def crop(
+    volume: np.ndarray, start: np.ndarray, size: int | tuple[int, int, int], fill: float = 0.0
+) -> np.ndarray:
     """A box of `size` voxels from index `start` (may be outside), padded with `fill`."""
     sizes = np.broadcast_to(np.asarray(size), 3)
     low, high = np.maximum(start, 0), np.minimum(start + sizes, volume.shape)

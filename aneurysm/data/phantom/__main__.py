@@ -1,4 +1,4 @@
-"""Write phantom patients to look at or to predict: python -m aneurysm.data.phantom <folder> --patients 2 --seed 2026"""
+"""Write phantom patients to look at or to predict: python -m aneurysm.data.phantom <folder> --patients 2"""
 
 import argparse
 from pathlib import Path
