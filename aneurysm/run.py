@@ -102,8 +102,9 @@ class StageRun:
             before = json.loads(note.read_text())
             if before["upstream"] != record["upstream"] or before["key"] != self.key:
                 raise UserError(
-                    f"{self.folder} was begun as run {before['key']} on upstream "
-                    f"{before['upstream']}, but this is run {self.key} on {record['upstream']}. Move that folder away or use force=true."
+                    f"{self.folder} was begun as run {before['key']} on upstream {before['upstream']}, "
+                    f"but this is run {self.key} on {record['upstream']}. Move that folder away or use "
+                    "force=true."
                 )
             return
         with replacing(note) as part:
@@ -230,7 +231,7 @@ class _LastCheckpoint(Callback):
 
 
 class _PlainProgress(Callback):
-    """One line per epoch, for logs that are not terminals."""
+    """A few lines per fit, for logs that are not terminals."""
 
     def __init__(self, run: StageRun) -> None:
         self.run, self.began = run, 0.0
@@ -239,6 +240,9 @@ class _PlainProgress(Callback):
         self.began = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.max_epochs or 1
+        if (trainer.current_epoch + 1) % max(1, last // 6) and trainer.current_epoch + 1 < last:
+            return  # about six lines per fit say it all
         shown = ("train/loss", "val/loss")
         figures = "  ".join(
             f"{name} {float(trainer.callback_metrics[name]):.3f}"

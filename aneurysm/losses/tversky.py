@@ -1,10 +1,11 @@
 """Overlap losses that price a missed voxel and a false alarm differently."""
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from monai.losses.tversky import TverskyLoss as MonaiTverskyLoss
 from torch import Tensor, nn
 
-from aneurysm.losses.present import known_probabilities, mean_where
+from aneurysm.losses.present import full_precision, known_probabilities, mean_where
 
 
 class TverskyLoss(nn.Module):
@@ -25,6 +26,9 @@ class TverskyLoss(nn.Module):
             false positives down; with MONAI's 1e-5 its loss is stuck at 1 without a useful gradient.
         batch: sum the voxel counts over the batch before dividing, so that a patch without foreground
             does not weigh as much as a patch with some. False gives one index per scan.
+        ce_weight: factor on a voxel-wise binary cross entropy added to it, in nats; 0 is the bare index. The
+            index alone saturates: its probabilities are near 0 or 1, and a threshold chosen for recall
+            finds no graded margin to move in.
 
     Source: Salehi et al. 2017, arXiv:1706.05721; Abraham & Khan 2019, arXiv:1810.07842.
     """
@@ -38,6 +42,7 @@ class TverskyLoss(nn.Module):
         exponent: float = 1.0,
         smooth: float = 1.0,
         batch: bool = True,
+        ce_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if min(fn_weight, fp_weight) < 0 or fn_weight + fp_weight == 0:
@@ -47,7 +52,7 @@ class TverskyLoss(nn.Module):
         if exponent <= 0 or smooth <= 0:
             raise ValueError(f"exponent and smooth must be > 0, got {exponent} and {smooth}.")
         self.fn_weight, self.fp_weight = float(fn_weight), float(fp_weight)
-        self.exponent, self.batch = float(exponent), batch
+        self.exponent, self.batch, self.ce_weight = float(exponent), batch, float(ce_weight)
         self.one_minus_index = MonaiTverskyLoss(
             alpha=self.fp_weight,  # MONAI's alpha is the price of FALSE POSITIVES
             beta=self.fn_weight,
@@ -70,7 +75,11 @@ class TverskyLoss(nn.Module):
             # x ** 0.75 has an infinite slope at 0
             loss = loss.clamp_min(1e-6) ** self.exponent
         total = mean_where(loss, known.any(0) if self.batch else known)
-        return total, {self.term: total}
+        if self.ce_weight == 0:
+            return total, {self.term: total}
+        entropy = F.binary_cross_entropy_with_logits(full_precision(logits), target, reduction="none")
+        entropy = mean_where(entropy.mean((2, 3, 4)), known)
+        return total + self.ce_weight * entropy, {self.term: total, "ce": entropy}
 
 
 class FocalTverskyLoss(TverskyLoss):

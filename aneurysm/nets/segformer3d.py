@@ -8,6 +8,7 @@ blur; `full_resolution_skip` adds a small convolutional path at full resolution 
 Notation: b batch, c channels, (d, h, w) voxels of a map, n = d h w tokens.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -171,7 +172,7 @@ class SegFormer3D(nn.Module):
     tokens. reductions: how much smaller keys and values are, per stage. full_resolution_skip: the path
     described above, `skip_width` channels wide; without it the network is the published one, whose largest
     variant is widths (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm
-    batch. Raises ValueError if the lists differ in length, or a crop is too small for instance norm.
+    batch. prior: probability that the untrained net gives everywhere. Raises ValueError if the lists differ in length, or a crop is too small for instance norm.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class SegFormer3D(nn.Module):
         full_resolution_skip: bool = True,
         skip_width: int = 8,
         patch_stride: int = 4,
+        prior: float = 0.05,
     ) -> None:
         super().__init__()
         if not len(widths) == len(depths) == len(heads) == len(reductions):
@@ -219,6 +221,10 @@ class SegFormer3D(nn.Module):
         else:
             self.predict = nn.Conv3d(decoder_width, out_channels, 1)
         self.apply(_initialise)
+        # Structures are rare: start at a low probability, or the first steps only learn to say no.
+        last = [m for m in self.predict.modules() if isinstance(m, nn.Conv3d)][-1]
+        assert last.bias is not None
+        nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
 
     def encode(self, image: Float[Tensor, "b c d h w"]) -> list[Tensor]:
         """Feature maps (b, widths[i], ...) of strides patch_stride * (1, 2, 4, 8), finest first."""

@@ -5,6 +5,7 @@ convolution has stride 2, so the costly full resolution carries only a few chann
 channels next to the image itself, so that vessels of one or two voxels keep their border.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,8 @@ class UNet3D(nn.Module):
     """Segment a volume: logits (b, out_channels, d, h, w) of the size of the image, whatever that is.
 
     widths: channels at strides 2, 4, 8, ...; residual_units: convolutions per residual block; detail_width:
-    channels of the head at full resolution, 0 for no head (half the time); dropout: rate inside the blocks.
+    channels of the head at full resolution, 0 for no head (half the time); dropout: rate inside the blocks;
+    prior: probability that the untrained net gives everywhere.
     Instance norm and leaky ReLU throughout, so the result for a crop does not depend on its batch.
     Raises ValueError for fewer than two widths or an image with other channels than in_channels.
     """
@@ -31,6 +33,7 @@ class UNet3D(nn.Module):
         residual_units: int = 2,
         detail_width: int = 4,
         dropout: float | int = 0.0,
+        prior: float = 0.05,
     ) -> None:
         super().__init__()
         if len(widths) < 2:
@@ -56,6 +59,10 @@ class UNet3D(nn.Module):
                 nn.LeakyReLU(0.01, inplace=True),
                 nn.Conv3d(detail_width, out_channels, 1),
             )
+        # Structures are rare: start at a low probability, or the first steps only learn to say no.
+        last = [m for m in self.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)][-1]
+        assert last.bias is not None
+        nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
         # Twice as fast as the default layout on a CPU, and the layout tensor cores want. The weights carry
         # it: the layout of a one-channel image is ambiguous and would fall back to the slow one.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -33,6 +33,7 @@ from aneurysm.vessels.parent import local_path
 
 # Only the intensity part of a plan is used; crops are flipped and shifted here, with their targets.
 INTENSITY = Augmentation()
+SHOWN = 48  # held-out candidates in the validation curve, about
 SIGNS = {0: 2, 1: 1, 2: 0}  # array axis (d, h, w) -> world axis (z, y, x)
 
 
@@ -229,7 +230,9 @@ class ExpertData(LightningDataModule):
         return DataLoader(data, batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
-        data = FixedFindings(self.held_out, self.settings)
+        # A part is enough for a curve; the held-out figures come from all of them, after training.
+        step = max(1, len(self.held_out) // SHOWN)
+        data = FixedFindings(self.held_out[::step], self.settings)
         return DataLoader(data, batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
 
 

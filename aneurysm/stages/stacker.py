@@ -197,10 +197,15 @@ class StackerData(LightningDataModule):
         self.train, self.held_out = train, held_out
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(_Whole(self.train), batch_size=None)
+        return DataLoader(_Whole(self.train), batch_size=None, collate_fn=_unchanged)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Whole(self.held_out), batch_size=None)
+        return DataLoader(_Whole(self.held_out), batch_size=None, collate_fn=_unchanged)
+
+
+def _unchanged(table: tuple[ScanRows, np.ndarray]) -> tuple[ScanRows, np.ndarray]:
+    """The loader would make tensors of the arrays, and a boolean tensor picks other rows than a boolean array."""
+    return table
 
 
 class _Whole(IterableDataset):

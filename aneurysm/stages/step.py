@@ -24,7 +24,7 @@ def log_step(module: LightningModule, output: StepOutput, split: str, batch_size
 
 
 def adamw_one_cycle(parameters: Any, lr: float, weight_decay: float, total_steps: int) -> dict[str, Any]:
-    """AdamW under a one-cycle schedule: warm-up over a quarter of the steps, then cosine to zero.
+    """AdamW under a one-cycle schedule: warm-up over a tenth of the steps, then cosine to zero.
 
     Biases, norms and other one-dimensional parameters are not decayed.
     """
@@ -39,6 +39,6 @@ def adamw_one_cycle(parameters: Any, lr: float, weight_decay: float, total_steps
     # The cycle divides by its phase lengths: very short trainings need a longer first phase.
     steps = max(total_steps, 4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=lr, total_steps=steps, pct_start=max(0.25, 2 / steps)
+        optimiser, max_lr=lr, total_steps=steps, pct_start=max(0.1, 2 / steps)
     )
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
