@@ -18,6 +18,7 @@ from aneurysm.data.dicom import find_series, read_series
 from aneurysm.data.errors import ReadError, UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, MODALITIES
+from aneurysm.data.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.nifti import read_nifti, series_name, write_nifti
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT, LOCATION_KEYS
@@ -94,20 +95,20 @@ def predict(cfg: DictConfig) -> None:
 
 
 def find_inputs(path: Path, modality: str | None) -> list[Input]:
-    """All scans at a path: a NIfTI file, a DICOM series, or any folder tree of both.
+    """All scans at a path: a NIfTI, MetaImage or NRRD file, a DICOM series, or any folder tree of these.
 
     Args:
-        modality: CTA, MRA, T1 or T2; needed for NIfTI files whose name does not say it.
+        modality: CTA, MRA, T1 or T2; needed for volumes whose name does not say it.
 
     Raises:
         ReadError: nothing there, or nothing that is a scan.
     """
     if not path.exists():
         raise ReadError(f"{path} does not exist: give a DICOM folder, a NIfTI file or a folder of series.")
-    if path.is_file() and _is_nifti(path):
-        return [_nifti(path, modality)]
+    if path.is_file() and _is_volume(path):
+        return [_volume(path, modality)]
     folder = path if path.is_dir() else path.parent
-    found = [_nifti(p, modality) for p in sorted(folder.rglob("*")) if p.is_file() and _is_nifti(p)]
+    found = [_volume(p, modality) for p in sorted(folder.rglob("*")) if p.is_file() and _is_volume(p)]
     try:
         series = find_series(folder)
     except ReadError:
@@ -120,7 +121,7 @@ def find_inputs(path: Path, modality: str | None) -> list[Input]:
     for uid, files in series.items():
         found.append(Input(uid, lambda files=files: read_series(files, modality)))
     if not found:
-        raise ReadError(f"{path} holds no DICOM series and no NIfTI file.")
+        raise ReadError(f"{path} holds no DICOM series and no NIfTI, MHA or NRRD file.")
     return found
 
 
@@ -249,16 +250,19 @@ def _model(detector: Detector) -> str:
     )
 
 
-def _nifti(path: Path, modality: str | None) -> Input:
+def _volume(path: Path, modality: str | None) -> Input:
+    nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    name = series_name(path) if nifti else path.stem
+
     def read() -> Scan:
-        known = modality or _modality_in(series_name(path))
+        known = modality or _modality_in(name)
         if known is None:
             raise ReadError(
-                f"{path}: a NIfTI file does not say how it was acquired; add modality=CTA, MRA, T1 or T2."
+                f"{path}: the file does not say how it was acquired; add modality=CTA, MRA, T1 or T2."
             )
-        return read_nifti(path, known)
+        return read_nifti(path, known) if nifti else read_metaimage(path, known)
 
-    return Input(series_name(path), read)
+    return Input(name, read)
 
 
 def _modality_in(name: str) -> str | None:
@@ -276,8 +280,8 @@ def _modality_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+def _is_volume(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz", *SUFFIXES))
 
 
 def _finite(value: float) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from scipy.ndimage import distance_transform_edt
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.files import replacing
@@ -26,7 +27,7 @@ from aneurysm.data.prepared import (
     save_prepared,
 )
 from aneurysm.data.resample import crop_grid, isotropic, resample
-from aneurysm.data.scan import Case, Scan
+from aneurysm.data.scan import Case, Grid, Scan
 
 __all__ = [
     "CaseSource",
@@ -128,7 +129,7 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
         scale = mr_scale(tissue, preparation.mr_clip, scan.series_uid)
     image = resample(volume[window], cropped, grid, order=1, fill=air, smooth=True)
     vessel, aneurysm = (
-        None if mask is None else resample(mask[window], cropped, grid, order=0, fill=0)
+        None if mask is None else resample_labels(mask[window], cropped, grid)
         for mask in (case.vessel, case.aneurysm)
     )
     return PreparedCase(
@@ -148,6 +149,26 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
         background=float(scale(np.array(air))),
         notes=scan.notes,
     )
+
+
+def resample_labels(labels: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
+    """Bring labels onto another grid: the border by linear interpolation at one half, the names by the nearest.
+
+    Nearest voxels alone would move borders by up to half a voxel at random, which on a vessel two voxels wide
+    is a large part of it.
+
+    Args:
+        labels: (d, h, w) uint8 on `grid`.
+    """
+    if grid.same_as(target):
+        return labels.copy()
+    names = resample(labels, grid, target, order=0, fill=0)
+    inside = resample((labels > 0).astype(np.float32), grid, target, order=1, fill=0.0) >= 0.5
+    unnamed = inside & (names == 0)
+    if unnamed.any() and names.any():
+        nearest = distance_transform_edt(names == 0, return_distances=False, return_indices=True)
+        names = np.where(unnamed, names[tuple(nearest)], names)
+    return np.where(inside, names, 0).astype(np.uint8)
 
 
 def prepare_all(

@@ -14,7 +14,7 @@ from aneurysm.data.files import replacing
 from aneurysm.data.resample import crop_grid
 from aneurysm.data.scan import Grid, Lesion
 
-FORMAT = 1  # raised when the meaning of a file changes; older files are then prepared again
+FORMAT = 2  # raised when the meaning of a file changes; older files are then prepared again
 
 
 @dataclass(frozen=True, eq=False)

@@ -249,3 +249,22 @@ def test_impossible_preparations():
         with pytest.raises(ValueError):
             Preparation(**change)
     assert Preparation(ct_window=[-100, 800]) == Preparation()
+
+
+def test_labels_keep_their_volume_and_names_on_another_grid():
+    import numpy as np
+
+    from aneurysm.data.prepare import resample_labels
+    from aneurysm.data.resample import isotropic
+    from aneurysm.data.scan import Grid
+
+    affine = np.array([[0, 0, 0.72, 0], [0, 0.72, 0, 0], [0.79, 0, 0, 0], [0, 0, 0, 1.0]])
+    grid = Grid((40, 44, 48), affine)
+    at = grid.to_mm(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)) - grid.centre_mm
+    tube = np.linalg.norm(at[..., :2], axis=-1) <= 1.6  # mm
+    labels = np.where(tube, np.where(at[..., 2] > 0, 9, 10), 0).astype(np.uint8)
+    target = isotropic(grid, 0.75)
+    moved = resample_labels(labels, grid, target)
+    assert set(np.unique(moved)) == {0, 9, 10}
+    volume = (moved > 0).sum() * target.voxel_mm3, (labels > 0).sum() * grid.voxel_mm3
+    assert volume[0] == pytest.approx(volume[1], rel=0.06)
