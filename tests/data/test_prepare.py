@@ -261,7 +261,7 @@ def test_labels_keep_their_volume_and_names_on_another_grid():
     affine = np.array([[0, 0, 0.72, 0], [0, 0.72, 0, 0], [0.79, 0, 0, 0], [0, 0, 0, 1.0]])
     grid = Grid((40, 44, 48), affine)
     at = grid.to_mm(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)) - grid.centre_mm
-    tube = (np.linalg.norm(at[..., :2], axis=-1) <= 2.5) & (np.abs(at[..., 2]) < 12)  # mm
+    tube = (np.linalg.norm(at[..., :2], axis=-1) <= 6.0) & (np.abs(at[..., 2]) < 12)  # mm
     labels = np.where(tube, np.where(at[..., 2] > 0, 9, 10), 0).astype(np.uint8)
     target = isotropic(grid, 0.75)
     moved = resample_labels(labels, grid, target)
