@@ -22,7 +22,9 @@ def main() -> None:
 
         def jets(net=net, latent=latent, x=x) -> torch.Tensor:
             jet = net(x, latent)
-            mass, force = navier_stokes_residual(jet[..., :3], jet[..., 3], torch.ones(1, dtype=torch.float64))
+            mass, force = navier_stokes_residual(
+                jet[..., :3], jet[..., 3], torch.ones(1, dtype=torch.float64)
+            )
             return (mass**2).mean() + (force**2).sum(-1).mean()
 
         def nested(net=net, latent=latent, x=x) -> torch.Tensor:
@@ -40,7 +42,9 @@ def main() -> None:
                 best = min(best, time.process_time() - started)
             seconds[name] = best
         ratio = seconds["nested autograd"] / seconds["jets"]
-        print(f"width {width} depth {depth} points {points}: jets {seconds['jets']:.3f} s, ratio {ratio:.1f}x")
+        print(
+            f"width {width} depth {depth} points {points}: jets {seconds['jets']:.3f} s, ratio {ratio:.1f}x"
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def read_metaimage(path: Path, modality: str, patient_id: str | None = None) -> 
     volume = sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32)  # (i, j, k)
     if not np.isfinite(volume).all():
         bad = int((~np.isfinite(volume)).sum())
-        raise ReadError(f"{path}: {bad} voxels are NaN or infinite. Replace them, or convert the image again.")
+        raise ReadError(
+            f"{path}: {bad} voxels are NaN or infinite. Replace them, or convert the image again."
+        )
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
