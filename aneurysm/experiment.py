@@ -105,5 +105,6 @@ def open_experiment(cfg: DictConfig) -> Experiment:
 def _fingerprint(index: pd.DataFrame, fold_of: dict[str, int]) -> str:
     """Changes when a series, a label, a patient or a fold changes."""
     columns = ["series_uid", "patient_id", "modality", *LOCATION_KEYS, "present"]
-    content = index[columns].sort_values("series_uid").to_csv(index=False) + str(sorted(fold_of.items()))
+    table = pd.DataFrame(index[columns]).sort_values("series_uid")
+    content = table.to_csv(index=False) + str(sorted(fold_of.items()))
     return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -116,7 +116,7 @@ class Detector:
             )
         _only_own_classes(note["settings"], folder)
         try:
-            return cls(folder, OmegaConf.create(note["settings"]), note, device)
+            return cls(folder, DictConfig(note["settings"]), note, device)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise UserError(
                 f"The bundle {folder} is incomplete or damaged ({str(error).splitlines()[0][:160]}): "
@@ -170,7 +170,7 @@ def average_folds(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     clipped = table.p.astype(float).clip(1e-5, 1 - 1e-5)
     table["p"] = np.log(clipped / (1 - clipped))
-    merged = table.groupby(["series_uid", "candidate"], as_index=False).mean(numeric_only=True)
+    merged: Any = table.groupby(["series_uid", "candidate"], as_index=False).mean(numeric_only=True)
     merged["p"] = 1 / (1 + np.exp(-merged.p))
     merged["fold"] = -1
     return merged.sort_values("p", ascending=False, ignore_index=True)
@@ -194,7 +194,7 @@ def _only_own_classes(settings: Any, folder: Path) -> None:
 
 
 def _mean(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.mean(arrays, axis=0, dtype=np.float32)
+    return np.asarray(np.mean(arrays, axis=0, dtype=np.float32))
 
 
 def _paste_maximum(volume: np.ndarray, patch: np.ndarray, start: np.ndarray) -> None:

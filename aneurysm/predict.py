@@ -148,7 +148,7 @@ def write_scan(
         probabilities=detection.labels,
         candidates=candidates,
         vessel=lumen,
-        graph=detection.graph,
+        graph=detection.graph,  # pyright: ignore[reportArgumentType]  # frozen attributes satisfy it
         node_score=detection.node_scores,
         age=scan.age,
         sex=scan.sex,
@@ -181,11 +181,11 @@ def write_tables(output: Path, lines: list[ScanLine]) -> None:
 def _candidate_mask(detection: Detection, threshold: float) -> np.ndarray:
     """Sac voxels, labelled 1, 2, ... by the rank of the candidate they belong to."""
     mask = np.zeros(detection.case.grid.shape, np.uint8)
-    kept = detection.candidates[detection.candidates.p >= threshold] if len(detection.candidates) else []
     sac = np.argwhere(detection.sac >= 0.5)
-    if not len(kept) or not len(sac):
+    rows = detection.candidates.to_dict("records")
+    centres = np.array([[r["x_mm"], r["y_mm"], r["z_mm"]] for r in rows if r["p"] >= threshold], np.float64)
+    if not len(centres) or not len(sac):
         return mask
-    centres = kept[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float64)
     distance = np.linalg.norm(detection.case.grid.to_mm(sac)[:, None] - centres[None], axis=-1)
     nearest = distance.argmin(1)
     # Sac probability of another, rejected candidate nearby must not be drawn as this one's.
@@ -197,9 +197,9 @@ def _candidate_mask(detection: Detection, threshold: float) -> np.ndarray:
 def _plain_report(detection: Detection, detector: Detector) -> dict:
     scan = detection.scan
     candidates = []
-    for rank, row in enumerate(detection.candidates.itertuples(), start=1):
-        place = np.array([row.x_mm, row.y_mm, row.z_mm], np.float64)
-        logits = np.array([getattr(row, f"{key}_logit") for key in LOCATION_KEYS])
+    for rank, row in enumerate(detection.candidates.to_dict("records"), start=1):
+        place = np.array([row["x_mm"], row["y_mm"], row["z_mm"]], np.float64)
+        logits = np.array([row[f"{key}_logit"] for key in LOCATION_KEYS])
         share = np.exp(logits - logits.max())
         candidates.append(
             {
@@ -208,12 +208,12 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
                 "position_voxel": scan.source.to_index(place).round(3).tolist(),
                 "location": LOCATIONS[int(logits.argmax())],
                 "location_probability": float(share.max() / share.sum()),
-                "probability": float(row.p),
-                "order_parameter": _finite(row.order_parameter),
-                "physics_residual": _finite(row.physics_residual),
-                "flow_coherence": _finite(row.flow_coherence),
-                "smart_net_score": float(row.score),
-                "volume_mm3": float(row.volume_mm3),
+                "probability": float(row["p"]),
+                "order_parameter": _finite(row["order_parameter"]),
+                "physics_residual": _finite(row["physics_residual"]),
+                "flow_coherence": _finite(row["flow_coherence"]),
+                "smart_net_score": float(row["score"]),
+                "volume_mm3": float(row["volume_mm3"]),
             }
         )
     return {

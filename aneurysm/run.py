@@ -290,7 +290,7 @@ def _loggers(run: StageRun, cfg: DictConfig, name: str) -> list[Logger]:
     return made
 
 
-def _close(loggers: list[Logger], failed: bool) -> None:
+def _close(loggers: list[Any], failed: bool) -> None:
     for one in loggers:
         one.finalize("failed" if failed else "success")
         if type(one).__name__ == "WandbLogger":

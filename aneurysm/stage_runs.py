@@ -224,10 +224,10 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
             "Train the segmenter longer (smart_net.epochs) or lower smart_net.target_recall's threshold."
         )
     _seed_weights(cfg.seed, run)
-    net = build(
-        cfg.graph_net, in_features=data.train[0].x.shape[1], edge_features=data.train[0].edge_attr.shape[1]
-    )
-    net.calibrate(torch.cat([d.x for d in data.train]))
+    nodes: Any = torch.cat([d.x for d in data.train if d.x is not None])
+    edges = len(items[experiment.training(run.fold)[0]].graph.edge_names)
+    net = build(cfg.graph_net, in_features=nodes.shape[1], edge_features=edges)
+    net.calibrate(nodes)
     module = smart_net.GraphModule(net, s.graph_lr, s.graph_epochs * data.steps)
     fit(run, module, data, s.graph_epochs, cfg)
     tables = []
@@ -251,7 +251,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     if not train:
         raise UserError(f"expert fold {run.fold}: the Smart Net proposed no candidate in any training scan.")
     _seed_weights(cfg.seed, run)
-    net = build_expert(cfg, graph_features=len(train[0].graph_features))
+    net: Any = build_expert(cfg, graph_features=len(train[0].graph_features))
     if pretrains(experiment):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
     settings = expert_stage.CropSettings(s.crop, flow=net.physics is not None)
@@ -353,7 +353,7 @@ def expert_findings(
             remembered(experiment.prepared[uid]),
             segmentation_of(experiment, uid),
             _graph_item(experiment, uid, settings).graph,
-            rows[rows.series_uid == uid],
+            pd.DataFrame(rows[rows.series_uid == uid]),
             vessel_threshold(experiment, uid),
             hit_mm=experiment.cfg.expert.hit_mm,
             add_annotations=add_annotations,
@@ -387,7 +387,7 @@ def _rows(
     experiment: Experiment, expert: pd.DataFrame, uids: list[str]
 ) -> tuple[stacker.ScanRows, np.ndarray]:
     table = experiment.index.set_index("series_uid").loc[uids]
-    rows = stacker.scan_rows(expert[expert.series_uid.isin(uids)], table.modality.to_dict())
+    rows = stacker.scan_rows(pd.DataFrame(expert[expert.series_uid.isin(uids)]), table.modality.to_dict())
     return rows, table[[*LOCATION_KEYS, "present"]].to_numpy(np.float64)
 
 
@@ -440,15 +440,13 @@ def _overlap_row(uid: str, predicted: np.ndarray, target: np.ndarray | None) -> 
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:
-    return {
-        name: float(table[name].mean())
-        for name in table.columns
-        if name != "series_uid" and table[name].notna().any()
-    }
+    """Mean of every figure that is known for at least one scan."""
+    values = table.drop(columns="series_uid").astype(float).mean()
+    return {str(name): float(value) for name, value in values.items() if np.isfinite(value)}
 
 
 def _mean(table: pd.DataFrame, column: str) -> float:
-    return float(table[column].astype(float).mean()) if len(table) else float("nan")
+    return float(np.mean(table[column].to_numpy(np.float64))) if len(table) else float("nan")
 
 
 def _hit_figures(held_out: list[expert_stage.Finding], table: pd.DataFrame) -> dict[str, float]:

@@ -121,8 +121,10 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
     for example in choose_examples(evaluation):
         uid = example.series_uid
         case = remembered(experiment.prepared[uid])
-        rows = table[table.series_uid == uid].sort_values("p", ascending=False).head(3)
-        marks = [(np.array([r.x_mm, r.y_mm, r.z_mm]), float(r.p)) for r in rows.itertuples()]
+        rows = pd.DataFrame(table[table.series_uid == uid]).sort_values("p", ascending=False).head(3)
+        marks = [
+            (np.array([r["x_mm"], r["y_mm"], r["z_mm"]]), float(r["p"])) for r in rows.to_dict("records")
+        ]
         mask = segmentation_of(experiment, uid)["vessel"] >= vessel_threshold(experiment, uid)
         panel = mip_panel(case.image, case.grid, mask, marks, case.lesions, modality=case.modality)
         pictures.append(

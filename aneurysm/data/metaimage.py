@@ -35,8 +35,8 @@ def read_metaimage(path: Path, modality: str, patient_id: str | None = None) -> 
         raise ReadError(f"{path}: not a readable image ({reason}). Copy or convert it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ReadError(
-            f"{path}: {image.GetDimension()} dimensions with {image.GetNumberOfComponentsPerPixel()} values per "
-            "voxel; one 3D volume is expected. Save the volume of interest on its own."
+            f"{path}: {image.GetDimension()} dimensions with {image.GetNumberOfComponentsPerPixel()} values "
+            "per voxel; one 3D volume is expected. Save the volume of interest on its own."
         )
     volume = sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32)  # (i, j, k)
     if not np.isfinite(volume).all():

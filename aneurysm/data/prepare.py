@@ -152,7 +152,7 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
 
 
 def resample_labels(labels: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
-    """Bring labels onto another grid: the border by linear interpolation at one half, the names by the nearest.
+    """Bring labels onto another grid: borders by linear interpolation at one half, names by the nearest.
 
     Nearest voxels alone would move borders by up to half a voxel at random, which on a vessel two voxels wide
     is a large part of it.
@@ -166,7 +166,7 @@ def resample_labels(labels: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
     inside = resample((labels > 0).astype(np.float32), grid, target, order=1, fill=0.0) >= 0.5
     unnamed = inside & (names == 0)
     if unnamed.any() and names.any():
-        nearest = distance_transform_edt(names == 0, return_distances=False, return_indices=True)
+        nearest: Any = distance_transform_edt(names == 0, return_distances=False, return_indices=True)
         names = np.where(unnamed, names[tuple(nearest)], names)
     return np.where(inside, names, 0).astype(np.uint8)
 

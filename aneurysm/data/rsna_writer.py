@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from aneurysm.data.files import replacing
@@ -219,7 +219,7 @@ def _write_slices(
         sop_uid = str(generate_uid(entropy_srcs=[series_uid, str(k)]))
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = common.SOPClassUID
-        meta.MediaStorageSOPInstanceUID = sop_uid
+        meta.MediaStorageSOPInstanceUID = UID(sop_uid)
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         common.SOPInstanceUID = sop_uid
         common.InstanceNumber = k + 1

@@ -28,7 +28,7 @@ class Table:
         if missing:
             raise ValueError(f"The {self.name} table lacks {missing}; it has {list(frame.columns)}.")
         try:
-            return frame[list(self.columns)].astype(self.columns).reset_index(drop=True)
+            return pd.DataFrame(frame[list(self.columns)]).astype(self.columns).reset_index(drop=True)
         except (TypeError, ValueError) as error:
             raise ValueError(f"The {self.name} table has a column of the wrong type: {error}") from error
 

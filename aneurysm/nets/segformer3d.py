@@ -172,7 +172,8 @@ class SegFormer3D(nn.Module):
     tokens. reductions: how much smaller keys and values are, per stage. full_resolution_skip: the path
     described above, `skip_width` channels wide; without it the network is the published one, whose largest
     variant is widths (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm
-    batch. prior: probability that the untrained net gives everywhere. Raises ValueError if the lists differ in length, or a crop is too small for instance norm.
+    batch. prior: probability that the untrained net gives everywhere. Raises ValueError if the
+    lists differ in length, or a crop is too small for instance norm.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from aneurysm.data.prepared import PreparedCase
 from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
-from aneurysm.nets.expert import ExpertBatch, ExpertOutput
+from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
 from aneurysm.physics.flow_points import FlowPoints, collate_flow, sample_flow_points
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import aneurysm_target, crop, network_image
@@ -97,10 +97,10 @@ def findings(
     """
     known = bool(case.lesions) or case.present is False
     made = []
-    for row in rows.itertuples():
-        centre = np.array([row.x_mm, row.y_mm, row.z_mm])
-        place = Candidate(centre, float(row.score), int(row.node), float(row.radius_mm))
-        one = Finding(case, probability, graph, int(row.candidate), place, threshold)
+    for row in rows.to_dict("records"):
+        centre = np.array([row["x_mm"], row["y_mm"], row["z_mm"]])
+        place = Candidate(centre, float(row["score"]), int(row["node"]), float(row["radius_mm"]))
+        one = Finding(case, probability, graph, int(row["candidate"]), place, threshold)
         made.append(_label(one, hit_mm) if known else one)
     if add_annotations and case.lesions:
         for lesion in case.lesions:
@@ -147,7 +147,7 @@ class ExpertModule(LightningModule):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: ExpertNet,
         balance: nn.Module,
         mask_loss: nn.Module,
         lr: float,
@@ -171,8 +171,9 @@ class ExpertModule(LightningModule):
             + self.place(output.offset_mm, target.offset_mm)[0],
         }
         if output.physics is not None and bool(output.physics.valid.any()):
-            valid = output.physics.valid
-            terms["physics"] = output.physics.loss[valid].mean().to(output.logit.dtype)
+            # Residuals range over decades; one badly conditioned vessel must not drown three other tasks.
+            residual = torch.log1p(output.physics.loss[output.physics.valid])
+            terms["physics"] = residual.mean().to(output.logit.dtype)
         return terms
 
     def _step(self, batch: tuple[ExpertBatch, Target], split: str) -> Tensor:
@@ -187,7 +188,8 @@ class ExpertModule(LightningModule):
 
     def training_step(self, batch: tuple[ExpertBatch, Target], index: int) -> Tensor:
         frozen = self.global_step < self.freeze_steps
-        for name, parameter in self.net.backbone.named_parameters():
+        backbone: Any = self.net.backbone
+        for name, parameter in backbone.named_parameters():
             if not name.startswith("patch_embed"):  # the fusion's stems replace it
                 parameter.requires_grad_(not frozen)
         return self._step(batch, "train")

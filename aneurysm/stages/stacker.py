@@ -91,7 +91,8 @@ def scan_rows(expert: pd.DataFrame, modality: dict[str, str]) -> ScanRows:
     groups = dict(iter(expert.groupby("series_uid")))
     present, location, margins, location_margins = [], [], [], []
     for uid, kind in modality.items():
-        rows = groups.get(uid, expert.iloc[:0]).sort_values("p", ascending=False)
+        rows: Any = groups.get(uid, expert.iloc[:0])
+        rows = rows.sort_values("p", ascending=False)
         p = rows.p.to_numpy(np.float64)
         features: list[float] = []
         for k in range(LEADING):
@@ -203,8 +204,8 @@ class StackerData(LightningDataModule):
         return DataLoader(_Whole(self.held_out), batch_size=None, collate_fn=_unchanged)
 
 
-def _unchanged(table: tuple[ScanRows, np.ndarray]) -> tuple[ScanRows, np.ndarray]:
-    """The loader would make tensors of the arrays, and a boolean tensor picks other rows than a boolean array."""
+def _unchanged(table: Any) -> Any:
+    """The loader would make tensors of the arrays, and a boolean tensor picks other rows than an array."""
     return table
 
 

@@ -23,9 +23,9 @@ def main() -> None:
         modalities=arguments.modality,
         jobs=1,
     )
-    for row in source.index().itertuples():
-        state = "with an aneurysm" if row.present == 1 else "without an aneurysm"
-        print(f"{row.modality} {state}: {source.root / 'series' / str(row.series_uid)}")
+    for row in source.index().to_dict("records"):
+        state = "with an aneurysm" if row["present"] == 1 else "without an aneurysm"
+        print(f"{row['modality']} {state}: {source.root / 'series' / str(row['series_uid'])}")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def write_phantoms(folder: Path, parameters: PhantomParameters, jobs: int) -> No
     log.info("Writing %d phantom patients to %s", parameters.patients, folder)
     try:
         work = (delayed(write_patient)(part, parameters, i) for i in range(parameters.patients))
-        finish(part, Parallel(n_jobs=jobs)(work))
+        finish(part, [rows for rows in Parallel(n_jobs=jobs)(work) if rows is not None])
         with replacing(part / MARKER) as marker:
             marker.write_text(json.dumps(asdict(parameters), indent=1, sort_keys=True) + "\n")
         if folder.exists() and not (folder / MARKER).is_file():
