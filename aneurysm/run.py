@@ -59,7 +59,14 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "stacker": ("expert",),
 }
 # The part of the Smart Net that only its segmentation network reads, and the part that only its graph reads.
-_GRAPH_KEYS = ("graph_epochs", "graph_lr", "max_candidates", "min_distance_mm", "node_spacing_mm")
+_GRAPH_KEYS = (
+    "threshold",
+    "graph_epochs",
+    "graph_lr",
+    "max_candidates",
+    "min_distance_mm",
+    "node_spacing_mm",
+)
 _ALWAYS = ("prepare", "folds", "seed")
 _NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap"})
 

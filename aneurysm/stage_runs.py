@@ -328,7 +328,9 @@ def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
 
 
 def vessel_threshold(experiment: Experiment, uid: str) -> float:
-    """The threshold chosen by the segmenter that had not seen this scan."""
+    """Where lumen begins for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
+    if experiment.cfg.smart_net.threshold is not None:
+        return float(experiment.cfg.smart_net.threshold)
     done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
     if done is None:
         raise UserError(
