@@ -21,6 +21,7 @@ from aneurysm.build import boosting, build, build_expert, graph_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
+from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.experiment import Experiment
 from aneurysm.nets.reconstruction import MaskedReconstruction
@@ -240,7 +241,12 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     table = pd.concat(rows) if rows else pd.DataFrame(columns=list(CANDIDATES.columns))
     CANDIDATES.write(table, run.folder / "candidates.parquet")
     save_weights(run.folder / WEIGHTS, net)
-    return {"candidates_per_scan": len(table) / max(1, len(tables))}
+    lesions = {uid: items[uid].lesions for uid in experiment.held_out(run.fold) if items[uid].lesions}
+    hit = candidate_recall(CANDIDATES.conform(table), lesions, tuple(lesions)) if lesions else None
+    return {
+        "candidates_per_scan": len(table) / max(1, len(tables)),
+        **({} if hit is None else {"candidate_recall": float(hit.recall)}),
+    }
 
 
 def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:

@@ -33,7 +33,7 @@ STAGES = ("pretrain", "vessel", "smart_net", "expert", "stacker")
 SCORE = {
     "pretrain": "val/loss",
     "vessel": "dice",
-    "smart_net": "candidates_per_scan",
+    "smart_net": "candidate_recall",
     "expert": "candidate_auc",
     "stacker": "scans",
 }
