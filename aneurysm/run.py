@@ -144,7 +144,7 @@ def stage_key(cfg: DictConfig, stage: str, data_fingerprint: str) -> str:
         {
             "settings": _settings(cfg, stage),
             "data": data_fingerprint,
-            "upstream": {s: stage_key(cfg, s, data_fingerprint) for s in _upstream(cfg, stage)},
+            "upstream": {s: stage_key(cfg, s, data_fingerprint) for s in upstream(cfg, stage)},
         }
     )
 
@@ -162,7 +162,7 @@ def run_record(cfg: DictConfig, stage: str, data_fingerprint: str) -> dict[str, 
         "stage": stage,
         "settings": _settings(cfg, stage),
         "data": data_fingerprint,
-        "upstream": {s: stage_key(cfg, s, data_fingerprint) for s in _upstream(cfg, stage)},
+        "upstream": {s: stage_key(cfg, s, data_fingerprint) for s in upstream(cfg, stage)},
         "versions": {
             "aneurysm": aneurysm.__version__,
             "torch": torch.__version__,
@@ -305,9 +305,14 @@ def _close(loggers: list[Any], failed: bool) -> None:
             one.experiment.finish(exit_code=int(failed))
 
 
-def _upstream(cfg: DictConfig, stage: str) -> tuple[str, ...]:
-    no_pretraining = cfg.masking._target_.endswith(".absent")
-    return tuple(s for s in UPSTREAM[stage] if not (s == "pretrain" and no_pretraining))
+def pretrains(cfg: DictConfig) -> bool:
+    """Whether the backbone is pretrained (`masking=none` says no)."""
+    return not cfg.masking._target_.endswith(".absent")
+
+
+def upstream(cfg: DictConfig, stage: str) -> tuple[str, ...]:
+    """The stages whose products `stage` reads under this configuration."""
+    return tuple(s for s in UPSTREAM[stage] if s != "pretrain" or pretrains(cfg))
 
 
 def _settings(cfg: DictConfig, stage: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.experiment import Experiment
 from aneurysm.nets.reconstruction import MaskedReconstruction
-from aneurysm.run import UPSTREAM, StageRun, fit
+from aneurysm.run import StageRun, fit, pretrains, upstream
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import pretrain, smart_net, stacker, vessel
 from aneurysm.stages.volumes import (
@@ -75,22 +75,13 @@ def _order(experiment: Experiment, stage: str) -> list[str]:
     order: list[str] = []
 
     def visit(name: str) -> None:
-        for before in _before(experiment, name):
+        for before in upstream(experiment.cfg, name):
             visit(before)
         if name not in order:
             order.append(name)
 
     visit(stage)
     return order
-
-
-def pretrains(experiment: Experiment) -> bool:
-    """Whether the backbone is pretrained (`masking=none` says no)."""
-    return build(experiment.cfg.masking) is not None
-
-
-def _before(experiment: Experiment, stage: str) -> tuple[str, ...]:
-    return tuple(s for s in UPSTREAM[stage] if s != "pretrain" or pretrains(experiment))
 
 
 def _missing(experiment: Experiment, stage: str) -> list[str]:
@@ -175,20 +166,20 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     """The Smart Net's segmentation network; leaves lumen and sac probabilities per held-out scan."""
     cfg, s = experiment.cfg, experiment.cfg.smart_net
     _seed_weights(cfg.seed, run)
-    upstream = {
+    lumen = {
         uid: _product(experiment.run("vessel", experiment.fold_of[uid]), uid) for uid in experiment.prepared
     }
     net = build(s.net, in_channels=smart_net.INPUTS, out_channels=len(smart_net.CHANNELS))
     module = smart_net.SegmenterModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
     data = smart_net.SegmenterData(
-        experiment.paths(training), experiment.paths(held_out), upstream=upstream, **_patches(cfg, s)
+        experiment.paths(training), experiment.paths(held_out), upstream=lumen, **_patches(cfg, s)
     )
     fit(run, module, data, s.epochs, cfg)
 
     def segmented(uid: str) -> dict[str, np.ndarray]:
         case = remembered(experiment.prepared[uid])
-        return smart_net.segment(net, case, read_probabilities(upstream[uid])["vessel"], s.patch, s.overlap)
+        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], s.patch, s.overlap)
 
     annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
     some = _spread(annotated, THRESHOLD_SCANS)
@@ -258,7 +249,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         raise UserError(f"expert fold {run.fold}: the Smart Net proposed no candidate in any training scan.")
     _seed_weights(cfg.seed, run)
     net: Any = build_expert(cfg, graph_features=len(train[0].graph_features))
-    if pretrains(experiment):
+    if pretrains(cfg):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
     settings = expert_stage.CropSettings(s.crop, flow=net.physics is not None)
     module = expert_stage.ExpertModule(

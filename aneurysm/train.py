@@ -22,8 +22,8 @@ from aneurysm.report.examples import choose_examples
 from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
-from aneurysm.run import READS, StageRun
-from aneurysm.stage_runs import expert_table, pretrains, run_stage, segmentation_of, vessel_threshold
+from aneurysm.run import READS, StageRun, pretrains
+from aneurysm.stage_runs import expert_table, run_stage, segmentation_of, vessel_threshold
 from aneurysm.stages.volumes import remembered
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> float:
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
         return float(np.mean(scores)) if scores else float("nan")
     for stage in STAGES:
-        if stage != "pretrain" or pretrains(experiment):
+        if stage != "pretrain" or pretrains(cfg):
             run_stage(experiment, stage)
     evaluation = evaluate(experiment)
     report = report_on(experiment, evaluation)
