@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import aneurysm
 from aneurysm.build import boosting
 from aneurysm.experiment import Experiment
 from aneurysm.pipeline import FORMAT, weights_name
-from aneurysm.stage_runs import WEIGHTS, expert_findings, stacker_rows, vessel_threshold
+from aneurysm.stage_runs import WEIGHTS, expert_findings, lumen_rule, stacker_rows
 from aneurysm.stages import stacker
 
 _NETWORKS = ("vessel", "segmenter", "smart_net", "expert")
@@ -55,7 +56,7 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
         "version": aneurysm.__version__,
         "experiment": cfg.experiment_name,
         "folds": int(cfg.folds),
-        "thresholds": [vessel_threshold(experiment, experiment.held_out(k)[0]) for k in experiment.folds],
+        "lumen_rules": [asdict(lumen_rule(experiment, experiment.held_out(k)[0])) for k in experiment.folds],
         "sizes": {
             "nodes": int(first.graph.node_features.shape[1]),
             "edges": int(first.graph.edge_features.shape[1]),

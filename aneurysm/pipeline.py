@@ -29,10 +29,11 @@ from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.vessels.graph import VesselGraph
+from aneurysm.vessels.lumen_rule import LumenRule
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when a bundle of the previous format can no longer be read
+FORMAT = 2  # raised when a bundle of the previous format can no longer be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Detection:
     scan: Scan
     case: PreparedCase
     probability: dict[str, np.ndarray]  # lumen and sac on the prepared grid, (d, h, w)
-    threshold: float  # of the lumen probability
+    lumen_rule: LumenRule  # which voxels are lumen
     graph: VesselGraph
     node_scores: np.ndarray  # (n,)
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
@@ -57,7 +58,9 @@ class Detector:
         self.cfg, self.note, self.device = cfg, note, torch.device(device)
         self.preparation: Preparation = build(cfg.prepare)
         folds = range(int(note["folds"]))
-        self.threshold = float(np.mean(note["thresholds"]))
+        self.lumen_rule = LumenRule(
+            *(float(np.mean([rule[part] for rule in note["lumen_rules"]])) for part in ("threshold", "core"))
+        )
         s = cfg.smart_net
         self.vessel = [
             self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1))
@@ -137,14 +140,14 @@ class Detector:
         parts = [smart_net.segment(net, case, lumen, s.patch, s.overlap) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings = graph_settings(s)
-        graph = smart_net.vessel_graph(probability, self.threshold, case.grid, settings)
+        graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
         found = smart_net.candidates(graph, scores, probability, case.grid, settings)
         rows = smart_net.candidate_rows(scan.series_uid, found, fold=-1)
         candidates, sac = self._judge(case, probability, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})
         labels = self.trees.probabilities(table)[0]
-        return Detection(scan, case, probability, self.threshold, graph, scores, candidates, sac, labels)
+        return Detection(scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels)
 
     def _judge(
         self, case: PreparedCase, probability: dict[str, np.ndarray], graph: VesselGraph, rows: pd.DataFrame
@@ -152,7 +155,7 @@ class Detector:
         sac = np.zeros(case.grid.shape, np.float32)
         if not len(rows):
             return pd.DataFrame(columns=list(EXPERT.columns)), sac
-        found = expert_stage.findings(case, probability, graph, rows, self.threshold)
+        found = expert_stage.findings(case, probability, graph, rows, self.lumen_rule.threshold)
         crop = expert_stage.CropSettings(self.cfg.expert.crop, flow=build(self.cfg.physics) is not None)
         judged = [
             expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)

@@ -130,7 +130,7 @@ def write_scan(
 ) -> ScanLine:
     """Write one scan's masks, JSON and page; returns its line for the overview."""
     scan, case = detection.scan, detection.case
-    lumen = detection.probability["vessel"] >= detection.threshold
+    lumen = detection.lumen_rule(detection.probability["vessel"], case.grid)
     write_nifti(folder / "vessels.nii.gz", lumen.astype(np.uint8), case.grid, scan.source)
     write_nifti(folder / "candidates.nii.gz", _candidate_mask(detection, threshold), case.grid, scan.source)
     with replacing(folder / "report.json") as part:

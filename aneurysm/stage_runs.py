@@ -7,6 +7,7 @@ the products of all folds, so nothing they learn from was predicted by a model t
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ from aneurysm.stages.volumes import (
     aneurysm_target,
     read_probabilities,
     remembered,
-    threshold_for_recall,
     vessel_target,
     write_probabilities,
 )
 from aneurysm.vessels.graph import VesselGraph
+from aneurysm.vessels.lumen_rule import LumenRule
 
 log = logging.getLogger(__name__)
 
@@ -146,20 +147,18 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         )
     fit(run, module, data, s.epochs, cfg)
     some = _spread(data.train, THRESHOLD_SCANS)
-    threshold = vessel.recall_threshold(
-        net, [remembered(p) for p in some], s.target_recall, s.patch, s.overlap
-    )
+    rule = vessel.lumen_rule(net, [remembered(p) for p in some], s.target_recall, s.patch, s.overlap)
     rows = []
     for uid in held_out:
         case = remembered(experiment.prepared[uid])
         probability = vessel.vessel_probability(net, case, s.patch, s.overlap)
         write_probabilities(_product(run, uid), {"vessel": probability})
-        rows.append(_overlap_row(uid, probability >= threshold, vessel_target(case)))
+        rows.append(_overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
     table = pd.DataFrame(rows)
     with replacing(run.folder / "overlap.csv") as part:
         table.to_csv(part, index=False)
     save_weights(run.folder / WEIGHTS, net)
-    return {"threshold": threshold, **_means(table)}
+    return {**asdict(rule), **_means(table)}
 
 
 def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -183,20 +182,21 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
 
     annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
     some = _spread(annotated, THRESHOLD_SCANS)
-    targets = [vessel_target(remembered(experiment.prepared[uid])) for uid in some]
-    threshold = threshold_for_recall(
-        [segmented(uid)["vessel"] for uid in some], [t for t in targets if t is not None], s.target_recall
+    cases = [remembered(experiment.prepared[uid]) for uid in some]
+    targets = [target for case in cases if (target := vessel_target(case)) is not None]
+    rule = LumenRule.for_recall(
+        [segmented(uid)["vessel"] for uid in some], targets, [case.grid for case in cases], s.target_recall
     )
     rows = []
     for uid in held_out:
         case, probability = remembered(experiment.prepared[uid]), segmented(uid)
         write_probabilities(_product(run, uid), probability)
-        row = _overlap_row(uid, probability["vessel"] >= threshold, vessel_target(case))
+        row = _overlap_row(uid, rule(probability["vessel"], case.grid), vessel_target(case))
         sac = aneurysm_target(case)
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)
-    return {"threshold": threshold, **_means(pd.DataFrame(rows))}
+    return {**asdict(rule), **_means(pd.DataFrame(rows))}
 
 
 def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -324,16 +324,16 @@ def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
     return read_probabilities(_product(experiment.run("segmenter", experiment.fold_of[uid]), uid))
 
 
-def vessel_threshold(experiment: Experiment, uid: str) -> float:
-    """Where lumen begins for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
-    if experiment.cfg.smart_net.threshold is not None:
-        return float(experiment.cfg.smart_net.threshold)
+def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
+    """What is lumen for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
+    if (threshold := experiment.cfg.smart_net.threshold) is not None:
+        return LumenRule(float(threshold), float(threshold))
     done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
     if done is None:
         raise UserError(
             f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=smart_net."
         )
-    return float(done["threshold"])
+    return LumenRule(float(done["threshold"]), float(done["core"]))
 
 
 def expert_findings(
@@ -353,7 +353,7 @@ def expert_findings(
             segmentation_of(experiment, uid),
             _graph_item(experiment, uid, settings).graph,
             pd.DataFrame(rows[rows.series_uid == uid]),
-            vessel_threshold(experiment, uid),
+            lumen_rule(experiment, uid).threshold,
             hit_mm=experiment.cfg.expert.hit_mm,
             add_annotations=add_annotations,
         )
@@ -395,8 +395,8 @@ def _graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSetti
     case = remembered(experiment.prepared[uid])
     path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
     if not path.is_file():
-        threshold = vessel_threshold(experiment, uid)
-        graph = smart_net.vessel_graph(segmentation_of(experiment, uid), threshold, case.grid, settings)
+        rule = lumen_rule(experiment, uid)
+        graph = smart_net.vessel_graph(segmentation_of(experiment, uid), rule, case.grid, settings)
         with replacing(path) as part:
             graph.save(part)
     return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)

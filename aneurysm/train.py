@@ -23,7 +23,7 @@ from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
 from aneurysm.run import READS, StageRun, pretrains
-from aneurysm.stage_runs import expert_table, run_stage, segmentation_of, vessel_threshold
+from aneurysm.stage_runs import expert_table, lumen_rule, run_stage, segmentation_of
 from aneurysm.stages.volumes import remembered
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
         marks = [
             (np.array([r["x_mm"], r["y_mm"], r["z_mm"]]), float(r["p"])) for r in rows.to_dict("records")
         ]
-        mask = segmentation_of(experiment, uid)["vessel"] >= vessel_threshold(experiment, uid)
+        mask = lumen_rule(experiment, uid)(segmentation_of(experiment, uid)["vessel"], case.grid)
         panel = mip_panel(case.image, case.grid, mask, marks, case.lesions, modality=case.modality)
         pictures.append(
             Picture(f"{case.modality}, {example.kind}", panel, example.caption, group="Example scans")

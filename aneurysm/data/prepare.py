@@ -23,7 +23,7 @@ from aneurysm.data.prepared import (
     PreparedCase,
     load_prepared,
     load_prepared_crop,
-    prepared_shape,
+    prepared_header,
     save_prepared,
 )
 from aneurysm.data.resample import crop_grid, isotropic, resample
@@ -38,7 +38,7 @@ __all__ = [
     "prepare_all",
     "prepare_case",
     "prepare_scan",
-    "prepared_shape",
+    "prepared_header",
 ]
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Preparation:
     """
 
     spacing_mm: float | None = 0.75  # of the isotropic grid; None keeps the grid of the scan
+    keep_within: float = 0.1  # axes whose spacing is this close to it (as a share) are not interpolated
     ct_window: tuple[float, float] = (-100.0, 800.0)  # HU
     ct_soft_tissue: float = 40.0  # HU
     ct_vessel: float = 340.0  # HU
@@ -92,6 +93,8 @@ class Preparation:
         object.__setattr__(self, "mr_clip", tuple(float(v) for v in self.mr_clip))
         if self.spacing_mm is not None and not 0.1 <= self.spacing_mm <= 5:
             raise ValueError(f"spacing_mm must be within 0.1 to 5 mm or null, got {self.spacing_mm}.")
+        if not 0 <= self.keep_within < 1:
+            raise ValueError(f"keep_within must be at least 0 and below 1, got {self.keep_within}.")
         if self.ct_window[0] >= self.ct_window[1] or self.ct_soft_tissue >= self.ct_vessel:
             raise ValueError("ct_window must rise, and ct_vessel must be above ct_soft_tissue.")
         if self.mr_clip[0] >= self.mr_clip[1]:
@@ -104,7 +107,7 @@ def prepare_scan(scan: Scan, preparation: Preparation) -> PreparedCase:
 
 
 def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
-    """Crop to the head, resample to isotropic spacing (image linear, labels nearest), normalise.
+    """Crop to the head, bring to isotropic spacing where it is not near it already, normalise.
 
     Raises:
         ReadError: the image is empty, constant or holds no head.
@@ -121,7 +124,9 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
         start, size = head_box(box, scan.grid, preparation.margin_mm, preparation.height_mm)
     window = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
     cropped = crop_grid(scan.grid, start, size)
-    grid = cropped if preparation.spacing_mm is None else isotropic(cropped, preparation.spacing_mm)
+    grid = cropped
+    if preparation.spacing_mm is not None:
+        grid = isotropic(cropped, preparation.spacing_mm, preparation.keep_within)
     air = _AIR_HU if cta else float(np.percentile(volume[::2, ::4, ::4], 0.5))
     if cta:
         scale = ct_scale(preparation.ct_window, preparation.ct_soft_tissue, preparation.ct_vessel)

@@ -1,5 +1,6 @@
 """Training a segmentation network on random patches: shared by the vessel net and the Smart Net."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
+from aneurysm.data.prepared import prepared_header
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import (
     aneurysm_target,
@@ -54,6 +56,9 @@ class SegmentationModule(LightningModule):
 class SegmentationData(LightningDataModule):
     """Random patches of the training scans, and a fixed set from the held-out fold for the curves.
 
+    Every modality gives the same share of the patches, however few its scans are: a net that has seen MRA
+    often and T2 seldom would be finished with the one before it had begun with the other.
+
     Args:
         train: prepared cases of the training patients.
         held_out: prepared cases of the held-out fold; they steer nothing, only the curves show them.
@@ -96,14 +101,19 @@ class PatchDataset(Dataset):
     def __init__(
         self, data: SegmentationData, paths: list[Path], count: int, key: tuple[int, int], augment: bool
     ) -> None:
-        self.data, self.paths, self.count, self.key, self.augment = data, paths, count, key, augment
+        self.data, self.count, self.key, self.augment = data, count, key, augment
+        by_modality: dict[str, list[Path]] = defaultdict(list)
+        for path in paths:
+            by_modality[prepared_header(path).modality].append(path)
+        self.groups = [by_modality[name] for name in sorted(by_modality)]
 
     def __len__(self) -> int:
-        return self.count if self.paths else 0
+        return self.count if self.groups else 0
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng((*self.key, index))
-        path = self.paths[int(rng.integers(len(self.paths)))]
+        group = self.groups[int(rng.integers(len(self.groups)))]
+        path = group[int(rng.integers(len(group)))]
         case, size = remembered(path), self.data.patch
         targets = {name: TARGETS[name](case) for name in self.data.channels}
         start = self._centre(targets, case.grid.shape, rng) - size // 2

@@ -27,6 +27,7 @@ from aneurysm.vessels.candidates import Candidate, label_nodes, propose
 from aneurysm.vessels.cleanup import clean_mask
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
+from aneurysm.vessels.lumen_rule import LumenRule
 
 INPUTS, CHANNELS = 2, ("vessel", "aneurysm")
 # A graph has hundreds of nodes of which a handful lie on a sac.
@@ -66,10 +67,10 @@ class GraphSettings:
 
 
 def vessel_graph(
-    probability: dict[str, np.ndarray], threshold: float, grid: Grid, settings: GraphSettings
+    probability: dict[str, np.ndarray], rule: LumenRule, grid: Grid, settings: GraphSettings
 ) -> VesselGraph:
     """Threshold, clean, thin and link; nodes carry shape features and what the network saw around them."""
-    mask = clean_mask(probability["vessel"] >= threshold, grid)
+    mask = clean_mask(rule(probability["vessel"], grid), grid)
     graph = build_graph(mask, grid, node_spacing_mm=settings.node_spacing_mm)
     return with_features(graph, probability, grid)
 

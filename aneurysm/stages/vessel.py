@@ -1,7 +1,7 @@
 """Stage 2, vessel: a recall-first U-Net marks every voxel that may be lumen.
 
 A missed vessel is lost to all later stages, a voxel too many costs little, so the loss weighs false
-negatives and the threshold is chosen for recall.
+negatives and the rule that makes the mask is chosen for recall.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.prepared import PreparedCase, prepared_header
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
-from aneurysm.stages.volumes import (
-    network_image,
-    probability_volume,
-    remembered,
-    threshold_for_recall,
-    vessel_target,
-)
+from aneurysm.stages.volumes import network_image, probability_volume, vessel_target
+from aneurysm.vessels.lumen_rule import LumenRule
 
 INPUTS, CHANNELS = 1, ("vessel",)
 
@@ -31,8 +26,8 @@ class VesselData(SegmentationData):
     """Patches of scans whose vessels are annotated; others teach this stage nothing."""
 
     def __init__(self, train: Sequence[Path], held_out: Sequence[Path], **settings) -> None:
-        annotated = [p for p in train if remembered(p).vessel is not None]
-        shown = [p for p in held_out if remembered(p).vessel is not None]
+        annotated = [p for p in train if "vessel" in prepared_header(p).masks]
+        shown = [p for p in held_out if "vessel" in prepared_header(p).masks]
         super().__init__(annotated, shown, CHANNELS, **settings)
 
 
@@ -41,11 +36,14 @@ def vessel_probability(net: nn.Module, case: PreparedCase, patch: int, overlap: 
     return probability_volume(net, network_image(case)[None], patch, overlap)[0]
 
 
-def recall_threshold(
+def lumen_rule(
     net: nn.Module, cases: list[PreparedCase], recall: float, patch: int, overlap: float
-) -> float:
-    """Threshold that reaches `recall` on these scans; use training scans only."""
-    annotated = [
-        (vessel_probability(net, c, patch, overlap), vessel_target(c)) for c in cases if c.vessel is not None
-    ]
-    return threshold_for_recall([p for p, _ in annotated], [t for _, t in annotated if t is not None], recall)
+) -> LumenRule:
+    """The rule that reaches `recall` on these scans; use training scans only."""
+    annotated = [(c, target) for c in cases if (target := vessel_target(c)) is not None]
+    return LumenRule.for_recall(
+        [vessel_probability(net, c, patch, overlap) for c, _ in annotated],
+        [target for _, target in annotated],
+        [c.grid for c, _ in annotated],
+        recall,
+    )

@@ -113,22 +113,3 @@ def write_probabilities(path: Path, volumes: dict[str, np.ndarray]) -> None:
 def read_probabilities(path: Path) -> dict[str, np.ndarray]:
     """Read probability volumes back as float32 in 0..1."""
     return {name: v.astype(np.float32) / 255 for name, v in load_file(path).items()}
-
-
-def threshold_for_recall(
-    probability: list[np.ndarray], target: list[np.ndarray], recall: float, floor: float = 0.15
-) -> float:
-    """The highest threshold at which the pooled voxel recall is still at least `recall`.
-
-    Args:
-        floor: lowest threshold, even when it misses `recall`. A net that knows too little would otherwise
-            call the whole head a vessel, and the graph of such a mask is as useless as it is slow.
-    """
-    inside = np.zeros(256, np.int64)
-    for p, t in zip(probability, target, strict=True):
-        inside += np.bincount(np.round(p[t] * 255).astype(np.int64), minlength=256)
-    if inside.sum() == 0:
-        return 0.5
-    at_least = inside[::-1].cumsum()[::-1] / inside.sum()  # recall at threshold i / 255
-    reached = np.flatnonzero(at_least[1:255] >= recall) + 1
-    return max(float((reached[-1] if len(reached) else 1) / 255), floor)

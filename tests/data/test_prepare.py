@@ -21,7 +21,7 @@ from aneurysm.data.prepare import (
     prepare_all,
     prepare_case,
     prepare_scan,
-    prepared_shape,
+    prepared_header,
     resample_labels,
 )
 from aneurysm.data.prepared import save_prepared
@@ -139,7 +139,10 @@ def test_saved_case_is_read_back_whole_and_by_crops(tmp_path):
     save_prepared(prepared, path)
     again = load_prepared(path)
     np.testing.assert_allclose(again.image, prepared.image, atol=4e-3)
-    assert again.image.dtype == np.float32 and prepared_shape(path) == prepared.image.shape
+    assert again.image.dtype == np.float32
+    header = prepared_header(path)
+    assert header.shape == prepared.image.shape and header.modality == prepared.modality
+    assert header.masks == {"vessel", "aneurysm"}
     np.testing.assert_array_equal(again.vessel, prepared.vessel)
     assert again.grid.same_as(prepared.grid) and again.source.same_as(prepared.source)
     for name in ("series_uid", "patient_id", "modality", "age", "sex", "present", "background", "notes"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from aneurysm.data.resample import canonicalise, crop_grid, isotropic, resample
 from aneurysm.data.scan import Grid
@@ -96,6 +97,22 @@ def test_isotropic_covers_the_grid(seed, spacing):
     corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape])).reshape(3, -1).T
     index = iso.to_index(grid.to_mm(corners))
     assert (index > -1.01).all() and (index < np.array(iso.shape) + 0.01).all()
+
+
+def test_isotropic_keeps_axes_that_are_near_the_target():
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (1.0, 0.71, 0.78, 1)  # (d, h, w) spacing in mm
+    grid = Grid((20, 30, 25), affine)
+    kept = isotropic(grid, 0.75, keep_within=0.1)
+    np.testing.assert_allclose(kept.spacing, [0.75, 0.71, 0.78])
+    assert kept.shape[1:] == (30, 25)
+    volume = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    np.testing.assert_array_equal(resample(volume, grid, isotropic(grid, 0.75, 0.4)), volume)  # all kept
+    np.testing.assert_allclose(isotropic(grid, 0.75, 0.03).spacing, [0.75, 0.75, 0.75])
+    # The voxels of an oblique scan lie between those of any canonical grid, so it is always interpolated.
+    turned = affine.copy()
+    turned[:3, :3] = Rotation.from_euler("x", 5, degrees=True).as_matrix() @ affine[:3, :3]
+    np.testing.assert_allclose(isotropic(Grid(grid.shape, turned), 0.75, 0.1).spacing, 0.75)
 
 
 def test_smoothing_averages_where_voxels_grow_and_keeps_the_mean():

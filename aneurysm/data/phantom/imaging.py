@@ -76,8 +76,9 @@ def simulate_image(
     living = 1 - tissue["air"] - tissue["bone"]
     image += np.float32(look.texture) * blotches * living
     image += tissue["bone"] * blotches * np.float32(0.3 * look.bone)  # marrow beside compact bone
-    if modality in ("T1", "T2"):  # fat under the skin and in the marrow is bright in both
-        image += tissue["soft"] * np.clip(2 * blotches, 0, 1) * np.float32(90)
+    if modality in ("T1", "T2"):  # fat is bright in both; it lies in pads and planes, not in crumbs
+        pads = smooth_noise(lumen.shape, tuple(7 / size), rng)
+        image += tissue["soft"] * np.clip(2 * pads, 0, 1) * np.float32(90)
     blood = _blood(lumen, modality, artery, size, head, rng)
     image = image * (1 - lumen) + blood * lumen
     return _acquire(image, modality, artery, size, rng)

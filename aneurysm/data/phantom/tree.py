@@ -12,6 +12,9 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 STEP_MM = 0.9  # between centreline points
+# Radius at which side branches end: what is under 1 mm wide is neither resolved by a clinical scan nor
+# annotated, and in voxels of 0.75 mm its mask is a row of dots. The communicating arteries may be thinner.
+THINNEST_MM = 0.5
 
 # Index into labels.LOCATIONS of the paired arteries, (left, right), and of the unpaired ones.
 INFRACLINOID, SUPRACLINOID, MIDDLE, ANTERIOR, POSTERIOR_COMMUNICATING = (
@@ -193,13 +196,17 @@ def _posterior(
         segments.append(Segment(f"{prefix} PCom", POSTERIOR_COMMUNICATING[side], pcom, radii))
     above = top[0][len(top[0]) // 2]
     sca = _course([above, *_CEREBELLAR * mirror], rng, 0.8, wave)
-    segments.append(Segment(f"{prefix} SCA", OTHER_POSTERIOR, sca, _taper(sca, 0.72, 0.5, rng)))
+    segments.append(
+        Segment(f"{prefix} SCA", OTHER_POSTERIOR, sca, _taper(sca, 0.72, THINNEST_MM, rng))
+    )
     if rng.random() < 0.7:
         start = trunk[0][len(trunk[0]) // 3]
         aica = _course(
             [start, *np.array([(6, -15, -22), (13, -18, -21), (20, -22, -18)]) * mirror], rng, 1, wave
         )
-        segments.append(Segment(f"{prefix} AICA", OTHER_POSTERIOR, aica, _taper(aica, 0.58, 0.42, rng)))
+        segments.append(
+            Segment(f"{prefix} AICA", OTHER_POSTERIOR, aica, _taper(aica, 0.6, THINNEST_MM, rng))
+        )
 
 
 def _twigs(parent: Segment, rng: np.random.Generator, wave: float) -> list[Segment]:
@@ -213,8 +220,8 @@ def _twigs(parent: Segment, rng: np.random.Generator, wave: float) -> list[Segme
         reach = rng.uniform(9, 16) * heading / np.linalg.norm(heading)
         start = parent.points[index]
         path = _course([start, start + 0.45 * reach, start + reach + rng.normal(0, 1.5, 3)], rng, 0.7, wave)
-        radius = float(parent.radii[index]) * rng.uniform(0.55, 0.7)
-        radii = _taper(path, radius, max(0.35, 0.6 * radius), rng)
+        radius = max(float(parent.radii[index]) * rng.uniform(0.6, 0.75), 1.1 * THINNEST_MM)
+        radii = _taper(path, radius, max(THINNEST_MM, 0.6 * radius), rng)
         found.append(Segment(f"{parent.name} branch {number + 1}", parent.location, path, radii))
     return found
 
