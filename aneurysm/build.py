@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from aneurysm.stages.smart_net import GraphSettings
+from aneurysm.nets.refinement import Refinement
+from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
 
 
@@ -43,6 +44,13 @@ def build_expert(cfg: DictConfig, graph_features: int) -> nn.Module:
         physics=build(cfg.physics),
         graph_features=graph_features,
     )
+
+
+def build_segmenter(cfg: DictConfig) -> nn.Module:
+    """The Smart Net's segmentation network; with `refine` it starts from what the vessel stage found."""
+    s = cfg.smart_net
+    net = build(s.net, in_channels=len(INPUTS), out_channels=len(CHANNELS))
+    return Refinement(net) if s.refine else net
 
 
 def boosting(cfg: DictConfig) -> Boosting:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aneurysm
-from aneurysm.build import boosting, build, build_expert, graph_settings
+from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.prepare import Preparation, prepare_scan
 from aneurysm.data.prepared import PreparedCase
@@ -28,6 +28,7 @@ from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
+from aneurysm.stages.findings import CropSettings, list_findings
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
 
@@ -61,15 +62,11 @@ class Detector:
         self.lumen_rule = LumenRule(
             *(float(np.mean([rule[part] for rule in note["lumen_rules"]])) for part in ("threshold", "core"))
         )
-        s = cfg.smart_net
         self.vessel = [
             self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1))
             for k in folds
         ]
-        self.segmenter = [
-            self._net(folder, "segmenter", k, build(s.net, in_channels=smart_net.INPUTS, out_channels=2))
-            for k in folds
-        ]
+        self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
         self.graph_net = [
             self._net(
@@ -136,8 +133,8 @@ class Detector:
         """All five stages in memory on one scan."""
         case = prepare_scan(scan, self.preparation)
         v, s = self.cfg.vessel, self.cfg.smart_net
-        lumen = _mean([vessel.vessel_probability(net, case, v.patch, v.overlap) for net in self.vessel])
-        parts = [smart_net.segment(net, case, lumen, s.patch, s.overlap) for net in self.segmenter]
+        lumen = _mean([vessel.vessel_probability(net, case, v.window, v.overlap) for net in self.vessel])
+        parts = [smart_net.segment(net, case, lumen, s.window, s.overlap) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings = graph_settings(s)
         graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)
@@ -155,8 +152,8 @@ class Detector:
         sac = np.zeros(case.grid.shape, np.float32)
         if not len(rows):
             return pd.DataFrame(columns=list(EXPERT.columns)), sac
-        found = expert_stage.findings(case, probability, graph, rows, self.lumen_rule.threshold)
-        crop = expert_stage.CropSettings(self.cfg.expert.crop, flow=build(self.cfg.physics) is not None)
+        found = list_findings(case, probability, graph, rows, self.lumen_rule.threshold)
+        crop = CropSettings(self.cfg.expert.crop, flow=build(self.cfg.physics) is not None)
         judged = [
             expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)
         ]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc
 
-from aneurysm.build import boosting, build, build_expert, graph_settings
+from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
@@ -29,6 +29,7 @@ from aneurysm.nets.reconstruction import MaskedReconstruction
 from aneurysm.run import StageRun, fit, pretrains, upstream
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import pretrain, smart_net, stacker, vessel
+from aneurysm.stages.findings import CropSettings, Finding, list_findings
 from aneurysm.stages.volumes import (
     aneurysm_target,
     read_probabilities,
@@ -147,11 +148,13 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         )
     fit(run, module, data, s.epochs, cfg)
     some = _spread(data.train, THRESHOLD_SCANS)
-    rule = vessel.lumen_rule(net, [remembered(p) for p in some], s.target_recall, s.patch, s.overlap)
+    rule = vessel.lumen_rule(
+        net, [remembered(p) for p in some], s.target_recall, s.precision, s.window, s.overlap
+    )
     rows = []
     for uid in held_out:
         case = remembered(experiment.prepared[uid])
-        probability = vessel.vessel_probability(net, case, s.patch, s.overlap)
+        probability = vessel.vessel_probability(net, case, s.window, s.overlap)
         write_probabilities(_product(run, uid), {"vessel": probability})
         rows.append(_overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
     table = pd.DataFrame(rows)
@@ -168,7 +171,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     lumen = {
         uid: _product(experiment.run("vessel", experiment.fold_of[uid]), uid) for uid in experiment.prepared
     }
-    net = build(s.net, in_channels=smart_net.INPUTS, out_channels=len(smart_net.CHANNELS))
+    net = build_segmenter(cfg)
     module = smart_net.SegmenterModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
     data = smart_net.SegmenterData(
@@ -178,14 +181,18 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
 
     def segmented(uid: str) -> dict[str, np.ndarray]:
         case = remembered(experiment.prepared[uid])
-        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], s.patch, s.overlap)
+        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], s.window, s.overlap)
 
     annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
     some = _spread(annotated, THRESHOLD_SCANS)
     cases = [remembered(experiment.prepared[uid]) for uid in some]
     targets = [target for case in cases if (target := vessel_target(case)) is not None]
     rule = LumenRule.for_recall(
-        [segmented(uid)["vessel"] for uid in some], targets, [case.grid for case in cases], s.target_recall
+        [segmented(uid)["vessel"] for uid in some],
+        targets,
+        [case.grid for case in cases],
+        s.target_recall,
+        s.precision,
     )
     rows = []
     for uid in held_out:
@@ -251,7 +258,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     net: Any = build_expert(cfg, graph_features=len(train[0].graph_features))
     if pretrains(cfg):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
-    settings = expert_stage.CropSettings(s.crop, flow=net.physics is not None)
+    settings = CropSettings(s.crop, flow=net.physics is not None)
     module = expert_stage.ExpertModule(
         net,
         build(cfg.balance),
@@ -336,19 +343,17 @@ def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
     return LumenRule(float(done["threshold"]), float(done["core"]))
 
 
-def expert_findings(
-    experiment: Experiment, uids: list[str], add_annotations: bool = False
-) -> list[expert_stage.Finding]:
+def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bool = False) -> list[Finding]:
     """Candidates of these scans, each from the models that had not seen it."""
     settings = graph_settings(experiment.cfg.smart_net)
     tables = {
         fold: CANDIDATES.read(experiment.run("smart_net", fold).read_product("candidates.parquet"))
         for fold in {experiment.fold_of[uid] for uid in uids}
     }
-    found: list[expert_stage.Finding] = []
+    found: list[Finding] = []
     for uid in uids:
         rows = tables[experiment.fold_of[uid]]
-        found += expert_stage.findings(
+        found += list_findings(
             remembered(experiment.prepared[uid]),
             segmentation_of(experiment, uid),
             _graph_item(experiment, uid, settings).graph,
@@ -448,7 +453,7 @@ def _mean(table: pd.DataFrame, column: str) -> float:
     return float(np.mean(table[column].to_numpy(np.float64))) if len(table) else float("nan")
 
 
-def _hit_figures(held_out: list[expert_stage.Finding], table: pd.DataFrame) -> dict[str, float]:
+def _hit_figures(held_out: list[Finding], table: pd.DataFrame) -> dict[str, float]:
     """How far the expert parts hits from misses among held-out candidates."""
     labels = np.array([f.is_aneurysm for f in held_out])
     known = np.isfinite(labels)

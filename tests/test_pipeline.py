@@ -214,6 +214,15 @@ def test_a_bundle_of_another_format_is_refused(outputs, dicom_series, tmp_path):
     assert "Traceback" not in result.stdout + result.stderr
 
 
+def test_a_missing_bundle_is_named_with_the_ones_nearby(outputs, dicom_series, tmp_path):
+    wrong = outputs / "smoke" / "bundel"
+    result = command("predict.py", f"bundle={wrong}", f"input={dicom_series}", f"output={tmp_path / 'out'}")
+    assert result.returncode != 0 and "Traceback" not in result.stdout + result.stderr
+    said = " ".join((result.stdout + result.stderr).split())
+    assert str(wrong) in said and "bundle.json is missing" in said
+    assert str(outputs / "smoke" / "bundle") in said
+
+
 def test_a_bundle_cannot_name_foreign_code(outputs, dicom_series, tmp_path):
     bundle = shutil.copytree(outputs / "smoke/bundle", tmp_path / "bundle")
     note = json.loads((bundle / "bundle.json").read_text())

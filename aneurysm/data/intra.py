@@ -1,8 +1,7 @@
 """Real arterial trees with real aneurysms (IntrA), rendered as scans in the layout of RSNA 2025.
 
-What is real: the shapes of arteries and aneurysms and where the aneurysms are. What is simulated:
-    everything an
-image adds to them. What is unknown stays unknown: age, sex and the names of the arteries. Locations are
+What is real: the shapes of arteries and aneurysms and where the aneurysms are. What is simulated: everything
+an image adds to them. What is unknown stays unknown: age, sex and the names of the arteries. Locations are
 unknown for negative scans too; known zeros there and nothing else would teach a net that no location is ever
 positive.
 """
@@ -38,7 +37,7 @@ MARKER: Final = "complete.json"
 _SUPERSAMPLE: Final = 2
 _DEBRIS_MM3: Final = 3.0  # smaller pieces are left-overs of the surface reconstruction
 _SMALLEST_SAC: Final = 12  # voxels
-_GENERATION: Final = 1  # raise when the same parameters are to give other scans
+_GENERATION: Final = 2  # raise when the same parameters are to give other scans
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ channels next to the image itself, so that vessels of one or two voxels keep the
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class UNet3D(nn.Module):
             dropout=float(dropout),
         )
         self.head: nn.Sequential | None = None
+        if detail_width and residual_units:
+            # The body ends in a residual unit at full resolution, which takes a fifth of all time; the head
+            # convolves there anyway.
+            layers: Any = self.body.model
+            layers[-1] = layers[-1][0]
         if detail_width:
             self.head = nn.Sequential(
                 nn.Conv3d(in_channels + detail_width, detail_width, 3, padding=1, bias=False),

@@ -29,7 +29,7 @@ from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
 from aneurysm.vessels.lumen_rule import LumenRule
 
-INPUTS, CHANNELS = 2, ("vessel", "aneurysm")
+INPUTS, CHANNELS = ("image", "vessel stage"), ("vessel", "aneurysm")
 # A graph has hundreds of nodes of which a handful lie on a sac.
 POSITIVE_WEIGHT = 8.0
 
@@ -46,7 +46,7 @@ class SegmenterData(SegmentationData):
 
 
 def segment(
-    net: nn.Module, case: PreparedCase, vessel: np.ndarray, patch: int, overlap: float
+    net: nn.Module, case: PreparedCase, vessel: np.ndarray, window: int, overlap: float
 ) -> dict[str, np.ndarray]:
     """Probabilities of lumen and of sac, (d, h, w) float32 each.
 
@@ -54,7 +54,7 @@ def segment(
         vessel: (d, h, w) float32 probability from the vessel stage.
     """
     inputs = np.stack([network_image(case), vessel]).astype(np.float32)
-    return dict(zip(CHANNELS, probability_volume(net, inputs, patch, overlap), strict=True))
+    return dict(zip(CHANNELS, probability_volume(net, inputs, window, overlap), strict=True))
 
 
 @dataclass(frozen=True)

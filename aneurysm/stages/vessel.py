@@ -31,19 +31,20 @@ class VesselData(SegmentationData):
         super().__init__(annotated, shown, CHANNELS, **settings)
 
 
-def vessel_probability(net: nn.Module, case: PreparedCase, patch: int, overlap: float) -> np.ndarray:
+def vessel_probability(net: nn.Module, case: PreparedCase, window: int, overlap: float) -> np.ndarray:
     """Probability of lumen per voxel, (d, h, w) float32."""
-    return probability_volume(net, network_image(case)[None], patch, overlap)[0]
+    return probability_volume(net, network_image(case)[None], window, overlap)[0]
 
 
 def lumen_rule(
-    net: nn.Module, cases: list[PreparedCase], recall: float, patch: int, overlap: float
+    net: nn.Module, cases: list[PreparedCase], recall: float, precision: float, window: int, overlap: float
 ) -> LumenRule:
-    """The rule that reaches `recall` on these scans; use training scans only."""
+    """The rule that reaches `recall`, but at least `precision`, on these scans: use training scans only."""
     annotated = [(c, target) for c in cases if (target := vessel_target(c)) is not None]
     return LumenRule.for_recall(
-        [vessel_probability(net, c, patch, overlap) for c, _ in annotated],
+        [vessel_probability(net, c, window, overlap) for c, _ in annotated],
         [target for _, target in annotated],
         [c.grid for c, _ in annotated],
         recall,
+        precision,
     )

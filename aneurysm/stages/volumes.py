@@ -84,14 +84,14 @@ def crop(
 
 
 @torch.no_grad()
-def probability_volume(net: nn.Module, inputs: np.ndarray, patch: int, overlap: float) -> np.ndarray:
+def probability_volume(net: nn.Module, inputs: np.ndarray, window: int, overlap: float) -> np.ndarray:
     """Slide `net` over (c, d, h, w) float32 and return sigmoid probabilities (k, d, h, w) float32."""
     device = next(net.parameters()).device
     was_training = net.training
     net.eval()
     logits: Tensor = sliding_window_inference(  # type: ignore[assignment]
         torch.from_numpy(np.ascontiguousarray(inputs))[None].to(device),
-        roi_size=patch,
+        roi_size=window,
         sw_batch_size=2,
         predictor=net,
         overlap=overlap,

@@ -16,9 +16,6 @@ from aneurysm.vessels.cleanup import check_on_grid
 
 CORE_RECALL = 0.5  # share of the lumen that is sure
 CORE_MM3 = 30.0  # of sure voxels in a piece: some 10 mm of a vessel 2 mm wide
-# A net that knows too little would call the whole head a vessel, and the graph of such a mask is as useless
-# as it is slow.
-LOWEST = 0.05
 LEVELS = 255  # probabilities are compared in these steps, which is how they are stored
 
 
@@ -53,10 +50,13 @@ class LumenRule:
         target: Sequence[np.ndarray],
         grids: Sequence[Grid],
         recall: float,
+        precision: float,
     ) -> "LumenRule":
         """The highest threshold whose masks still find `recall` of the lumen voxels of all scans together.
 
-        Where no threshold does, the lowest allowed one. The core is where half of the lumen is found.
+        Where their precision is then below `precision`, the lowest threshold that has it: a net that knows
+        too little would call the whole head a vessel, and the graph of such a mask is as useless as it is
+        slow. The core is where half of the lumen is found.
 
         Args:
             probability: per scan (d, h, w) float32; take scans of the training patients.
@@ -65,7 +65,7 @@ class LumenRule:
         """
         inside = np.zeros(LEVELS + 1, np.int64)
         for p, t in zip(probability, target, strict=True):
-            inside += np.bincount(np.round(p[t] * LEVELS).astype(np.int64), minlength=LEVELS + 1)
+            inside += np.bincount(np.floor(p[t] * LEVELS).astype(np.int64), minlength=LEVELS + 1)
         total = int(inside.sum())
         if total == 0:
             return cls(0.5, 0.5)
@@ -73,18 +73,28 @@ class LumenRule:
         core = _last(found >= CORE_RECALL)
         scans = list(zip(probability, target, grids, strict=True))
 
-        def kept(level: int) -> float:
-            masks = (
-                _pieces_with_core(p, level / LEVELS, max(core, level) / LEVELS, g.voxel_mm3)[t].sum()
-                for p, t, g in scans
-            )
-            return float(sum(masks)) / total
+        def found_and_marked(level: int) -> tuple[int, int]:
+            counts = np.zeros(2, np.int64)
+            for p, t, g in scans:
+                mask = _pieces_with_core(p, level / LEVELS, max(core, level) / LEVELS, g.voxel_mm3)
+                counts += int(mask[t].sum()), int(mask.sum())
+            return int(counts[0]), int(counts[1])
 
-        # The masks grow as the threshold falls, so bisection finds it; against `found` they only lose pieces.
-        low, high = max(round(LOWEST * LEVELS), 1), max(_last(found >= recall), 1)
+        def precise(level: int) -> bool:
+            hits, marked = found_and_marked(level)
+            return hits >= precision * marked
+
+        # Masks shrink as the threshold rises, so bisection finds it; against `found` they only lose pieces.
+        low, high = 1, max(_last(found >= recall), 1)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if kept(middle) >= recall else (low, middle - 1)
+            low, high = (middle, high) if found_and_marked(middle)[0] >= recall * total else (low, middle - 1)
+        high = LEVELS - 1
+        if precise(low):
+            high = low
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if precise(middle) else (middle + 1, high)
         return cls(low / LEVELS, core / LEVELS)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.lumen_rule import LOWEST, LumenRule
+from aneurysm.vessels.lumen_rule import LumenRule
 
 GRID = Grid((40, 40, 40), np.diag([0.75, 0.75, 0.75, 1.0])[[2, 1, 0, 3]])
 
@@ -37,7 +37,7 @@ def test_the_rule_reaches_the_recall_it_is_asked_for():
         scans.append(noisy.astype(np.float32))
         targets.append(truth)
     grids = [GRID] * 3
-    rules = [LumenRule.for_recall(scans, targets, grids, recall) for recall in (0.6, 0.9, 0.99)]
+    rules = [LumenRule.for_recall(scans, targets, grids, recall, 0.5) for recall in (0.6, 0.9, 0.99)]
     assert rules[0].threshold > rules[1].threshold > rules[2].threshold
     for rule, recall in zip(rules, (0.6, 0.9, 0.99), strict=True):
         masks = [rule(p, GRID) for p in scans]
@@ -46,16 +46,31 @@ def test_the_rule_reaches_the_recall_it_is_asked_for():
         assert found / wanted >= recall
         # One step higher misses it: the threshold is the highest.
         higher = LumenRule(rule.threshold + 1 / 255, rule.core)
-        assert sum(int(higher(p, GRID)[t].sum()) for p, t in zip(scans, targets, strict=True)) < recall * wanted
+        assert (
+            sum(int(higher(p, GRID)[t].sum()) for p, t in zip(scans, targets, strict=True)) < recall * wanted
+        )
 
 
-def test_a_net_that_knows_nothing_gets_the_lowest_threshold():
+def test_precision_bounds_what_recall_may_cost():
+    probability, truth = tree_and_specks()
+    halo = np.zeros(GRID.shape, bool)
+    halo[:, 10:30, 10:30] = True
+    vague = np.where(halo & (probability == 0), np.float32(0.1), probability)
+    missed = truth.copy()
+    missed[2, 2, :30] = True  # never found
+    rules = [LumenRule.for_recall([vague], [missed], [GRID], 0.99, p) for p in (0.0, 0.5, 0.9)]
+    assert rules[0].threshold <= 1 / 255
+    assert rules[1].threshold == rules[2].threshold == pytest.approx(26 / 255)  # just above the halo
+    mask = rules[1](vague, GRID)
+    assert (mask & missed).sum() / mask.sum() > 0.9
+
+
+def test_nothing_known_gives_a_rule_all_the_same():
     _, truth = tree_and_specks()
     nothing = np.full(GRID.shape, 0.001, np.float32)
-    rule = LumenRule.for_recall([nothing], [truth], [GRID], 0.9)
-    assert rule.threshold == pytest.approx(LOWEST, abs=1 / 255)
+    rule = LumenRule.for_recall([nothing], [truth], [GRID], 0.9, 0.5)
     assert not rule(nothing, GRID).any()
-    unlabelled = LumenRule.for_recall([nothing], [np.zeros(GRID.shape, bool)], [GRID], 0.9)
+    unlabelled = LumenRule.for_recall([nothing], [np.zeros(GRID.shape, bool)], [GRID], 0.9, 0.5)
     assert (unlabelled.threshold, unlabelled.core) == (0.5, 0.5)
 
 

@@ -196,17 +196,13 @@ def _posterior(
         segments.append(Segment(f"{prefix} PCom", POSTERIOR_COMMUNICATING[side], pcom, radii))
     above = top[0][len(top[0]) // 2]
     sca = _course([above, *_CEREBELLAR * mirror], rng, 0.8, wave)
-    segments.append(
-        Segment(f"{prefix} SCA", OTHER_POSTERIOR, sca, _taper(sca, 0.72, THINNEST_MM, rng))
-    )
+    segments.append(Segment(f"{prefix} SCA", OTHER_POSTERIOR, sca, _taper(sca, 0.72, THINNEST_MM, rng)))
     if rng.random() < 0.7:
         start = trunk[0][len(trunk[0]) // 3]
         aica = _course(
             [start, *np.array([(6, -15, -22), (13, -18, -21), (20, -22, -18)]) * mirror], rng, 1, wave
         )
-        segments.append(
-            Segment(f"{prefix} AICA", OTHER_POSTERIOR, aica, _taper(aica, 0.6, THINNEST_MM, rng))
-        )
+        segments.append(Segment(f"{prefix} AICA", OTHER_POSTERIOR, aica, _taper(aica, 0.6, THINNEST_MM, rng)))
 
 
 def _twigs(parent: Segment, rng: np.random.Generator, wave: float) -> list[Segment]:
