@@ -9,6 +9,7 @@ from torch import nn
 from aneurysm.nets.refinement import Refinement
 from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
+from aneurysm.stages.volumes import View
 
 
 def absent() -> None:
@@ -61,3 +62,8 @@ def boosting(cfg: DictConfig) -> Boosting:
 def graph_settings(s: DictConfig) -> GraphSettings:
     """Settings of the vessel graph and its candidates."""
     return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm))
+
+
+def view_settings(s: DictConfig) -> View:
+    """How a segmentation stage looks at whole volumes."""
+    return View(int(s.window), float(s.overlap), tuple(s.flips))

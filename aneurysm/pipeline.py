@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aneurysm
-from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings
+from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.prepare import Preparation, prepare_scan
 from aneurysm.data.prepared import PreparedCase
@@ -132,9 +132,10 @@ class Detector:
     def __call__(self, scan: Scan) -> Detection:
         """All five stages in memory on one scan."""
         case = prepare_scan(scan, self.preparation)
-        v, s = self.cfg.vessel, self.cfg.smart_net
-        lumen = _mean([vessel.vessel_probability(net, case, v.window, v.overlap) for net in self.vessel])
-        parts = [smart_net.segment(net, case, lumen, s.window, s.overlap) for net in self.segmenter]
+        s = self.cfg.smart_net
+        look, look_again = view_settings(self.cfg.vessel), view_settings(s)
+        lumen = _mean([vessel.vessel_probability(net, case, look) for net in self.vessel])
+        parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings = graph_settings(s)
         graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)

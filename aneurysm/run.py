@@ -133,7 +133,7 @@ class StageRun:
         if self.finished() is None or not path.exists():
             raise UserError(
                 f"{self.stage} fold {self.fold} (run {self.key}) has no {name} in {self.folder}. "
-                f"Run stage={'smart_net' if self.stage == 'segmenter' else self.stage} first."
+                f"Run stage={self.stage} first."
             )
         return path
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc
 
-from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings
+from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 # Scans on which a threshold is chosen: enough for a stable one, few enough to be quick.
-THRESHOLD_SCANS = 10
+THRESHOLD_SCANS = 8
 
 
 def run_stage(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
@@ -149,12 +149,12 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     fit(run, module, data, s.epochs, cfg)
     some = _spread(data.train, THRESHOLD_SCANS)
     rule = vessel.lumen_rule(
-        net, [remembered(p) for p in some], s.target_recall, s.precision, s.window, s.overlap
+        net, [remembered(p) for p in some], s.target_recall, s.precision, view_settings(s)
     )
     rows = []
     for uid in held_out:
         case = remembered(experiment.prepared[uid])
-        probability = vessel.vessel_probability(net, case, s.window, s.overlap)
+        probability = vessel.vessel_probability(net, case, view_settings(s))
         write_probabilities(_product(run, uid), {"vessel": probability})
         rows.append(_overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
     table = pd.DataFrame(rows)
@@ -181,7 +181,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
 
     def segmented(uid: str) -> dict[str, np.ndarray]:
         case = remembered(experiment.prepared[uid])
-        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], s.window, s.overlap)
+        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], view_settings(s))
 
     annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
     some = _spread(annotated, THRESHOLD_SCANS)
@@ -338,7 +338,7 @@ def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
     done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
     if done is None:
         raise UserError(
-            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=smart_net."
+            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=segmenter."
         )
     return LumenRule(float(done["threshold"]), float(done["core"]))
 

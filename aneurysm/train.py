@@ -33,6 +33,7 @@ STAGES = ("pretrain", "vessel", "smart_net", "expert", "stacker")
 SCORE = {
     "pretrain": "val/loss",
     "vessel": "dice",
+    "segmenter": "dice",
     "smart_net": "candidate_recall",
     "expert": "candidate_auc",
     "stacker": "scans",

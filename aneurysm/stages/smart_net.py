@@ -22,7 +22,7 @@ from aneurysm.data.scan import Grid, Lesion
 from aneurysm.losses.classification import BinaryLoss
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.volumes import network_image, probability_volume
+from aneurysm.stages.volumes import View, network_image, probability_volume
 from aneurysm.vessels.candidates import Candidate, label_nodes, propose
 from aneurysm.vessels.cleanup import clean_mask
 from aneurysm.vessels.features import with_features
@@ -45,16 +45,14 @@ class SegmenterData(SegmentationData):
         super().__init__(train, held_out, CHANNELS, **settings)
 
 
-def segment(
-    net: nn.Module, case: PreparedCase, vessel: np.ndarray, window: int, overlap: float
-) -> dict[str, np.ndarray]:
+def segment(net: nn.Module, case: PreparedCase, vessel: np.ndarray, view: View) -> dict[str, np.ndarray]:
     """Probabilities of lumen and of sac, (d, h, w) float32 each.
 
     Args:
         vessel: (d, h, w) float32 probability from the vessel stage.
     """
     inputs = np.stack([network_image(case), vessel]).astype(np.float32)
-    return dict(zip(CHANNELS, probability_volume(net, inputs, window, overlap), strict=True))
+    return dict(zip(CHANNELS, probability_volume(net, inputs, view), strict=True))
 
 
 @dataclass(frozen=True)

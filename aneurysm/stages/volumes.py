@@ -1,5 +1,6 @@
 """From a prepared case to what the networks see, and from their windows back to a whole volume."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aneurysm.data.files import replacing
 from aneurysm.data.prepared import PreparedCase, load_prepared
 from aneurysm.data.scan import Grid
 
+AXES = "dhw"
 POINT_LESION_RADIUS_MM = 2.5  # sphere drawn where only a localizer point is known
 
 
@@ -83,23 +85,49 @@ def crop(
     return out
 
 
+@dataclass(frozen=True)
+class View:
+    """How a network that was trained on patches looks at a whole volume.
+
+    window: voxels per side of the sliding window; overlap: of neighbouring windows, as a share;
+    flips: axes among d, h, w. The mean is taken over the volume as it is and flipped along each of them;
+    every one costs another pass.
+    """
+
+    window: int
+    overlap: float
+    flips: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not 0 <= self.overlap < 1:
+            raise ValueError(
+                f"A window has at least one voxel and an overlap in 0..1, got {self.window}, {self.overlap}."
+            )
+        if unknown := sorted(set(self.flips) - set(AXES)):
+            raise ValueError(f"Volumes are flipped along d, h or w, not {', '.join(unknown)}.")
+
+
 @torch.no_grad()
-def probability_volume(net: nn.Module, inputs: np.ndarray, window: int, overlap: float) -> np.ndarray:
+def probability_volume(net: nn.Module, inputs: np.ndarray, view: View) -> np.ndarray:
     """Slide `net` over (c, d, h, w) float32 and return sigmoid probabilities (k, d, h, w) float32."""
     device = next(net.parameters()).device
     was_training = net.training
     net.eval()
-    logits: Tensor = sliding_window_inference(  # type: ignore[assignment]
-        torch.from_numpy(np.ascontiguousarray(inputs))[None].to(device),
-        roi_size=window,
-        sw_batch_size=2,
-        predictor=net,
-        overlap=overlap,
-        mode="gaussian",
-        padding_mode="replicate",
-    )
+    volume = torch.from_numpy(np.ascontiguousarray(inputs))[None].to(device)
+    views = []
+    for axes in ((), *((AXES.index(axis) - 3,) for axis in view.flips)):
+        logits: Tensor = sliding_window_inference(  # type: ignore[assignment]
+            volume.flip(axes),
+            roi_size=view.window,
+            sw_batch_size=2,
+            predictor=net,
+            overlap=view.overlap,
+            mode="gaussian",
+            padding_mode="replicate",
+        )
+        views.append(torch.sigmoid(logits[0].float()).flip(axes).cpu())
     net.train(was_training)
-    return torch.sigmoid(logits[0]).float().cpu().numpy()
+    return torch.stack(views).mean(0).numpy()
 
 
 def write_probabilities(path: Path, volumes: dict[str, np.ndarray]) -> None:
