@@ -43,8 +43,6 @@ from aneurysm.vessels.lumen_rule import LumenRule
 log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
-# Scans on which a threshold is chosen: enough for a stable one, few enough to be quick.
-THRESHOLD_SCANS = 8
 
 
 def run_stage(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
@@ -147,7 +145,7 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
             "This stage needs some; bring a bundle trained elsewhere to use the others."
         )
     fit(run, module, data, s.epochs, cfg)
-    some = _spread(data.train, THRESHOLD_SCANS)
+    some = _spread(data.train, s.rule_scans)
     rule = vessel.lumen_rule(
         net, [remembered(p) for p in some], s.target_recall, s.precision, view_settings(s)
     )
@@ -184,7 +182,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], view_settings(s))
 
     annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
-    some = _spread(annotated, THRESHOLD_SCANS)
+    some = _spread(annotated, s.rule_scans)
     cases = [remembered(experiment.prepared[uid]) for uid in some]
     targets = [target for case in cases if (target := vessel_target(case)) is not None]
     rule = LumenRule.for_recall(
