@@ -13,11 +13,14 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
@@ -91,6 +94,24 @@ class StageRun:
     def finished(self) -> dict[str, Any] | None:
         """The figures of a finished run, or None."""
         return json.loads(self.done_file.read_text()) if self.done_file.is_file() else None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run against every other process; wait for one that holds it.
+
+        The operating system lets go of the lock when a process dies, so a killed run blocks nobody.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("%s fold %d: another process is at it; waiting", self.stage, self.fold)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def begin(self, record: dict[str, Any], force: bool = False) -> None:
         """Make the folder and note what will run in it; with `force` an older run is moved aside first.

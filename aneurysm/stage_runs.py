@@ -97,13 +97,19 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
         level = logging.INFO if asked_for else logging.DEBUG
         log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
         return done
-    run = experiment.begin(stage, fold, force)
-    started = time.monotonic()
-    figures = STAGES[stage](experiment, run)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    shown = "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds")
-    log.info("%-9s fold %d  done in %.0f s  %s", stage, fold, figures["seconds"], shown)
-    return run.finish(figures)
+    with run.alone():
+        # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
+        if (done := run.finished()) is not None and not force:
+            return done
+        run = experiment.begin(stage, fold, force)
+        started = time.monotonic()
+        figures = STAGES[stage](experiment, run)
+        figures["seconds"] = round(time.monotonic() - started, 1)
+        shown = "  ".join(
+            f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
+        )
+        log.info("%-9s fold %d  done in %.0f s  %s", stage, fold, figures["seconds"], shown)
+        return run.finish(figures)
 
 
 def train_pretrain(experiment: Experiment, run: StageRun) -> dict[str, Any]:

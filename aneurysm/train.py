@@ -136,10 +136,13 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
 
 def _curves(run: StageRun) -> list[TrainingCurve]:
     """What the loggers of a run recorded; a resumed run has one file per attempt."""
-    files = sorted(run.folder.glob("metrics/*/metrics.csv"), key=lambda p: p.stat().st_mtime)
-    if not files:
-        return []
-    return [TrainingCurve(run.stage, run.fold, pd.concat([pd.read_csv(f) for f in files], ignore_index=True))]
+    tables = []
+    for file in sorted(run.folder.glob("metrics/*/metrics.csv"), key=lambda p: p.stat().st_mtime):
+        try:
+            tables.append(pd.read_csv(file))
+        except ValueError as error:  # cut off by a kill, or empty: a curve is not worth the whole report
+            log.warning("%s cannot be read (%s); its part of the curves is left out.", file, error)
+    return [TrainingCurve(run.stage, run.fold, pd.concat(tables, ignore_index=True))] if tables else []
 
 
 def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:

@@ -63,7 +63,8 @@ def propose(
         grid: where `evidence` lies; needed with it.
         max_candidates: length of the list at most.
         min_distance_mm: between two candidates.
-        refine_mm: how far a centre may move from its node.
+        refine_mm: how far a centre may move from its node to a peak of the evidence; half as far where the
+            mask itself bulges, because a peak beside a bulge belongs to something else.
         evidence_threshold: peaks below are ignored.
 
     Raises:
@@ -109,7 +110,7 @@ def _refined(graph: VesselGraph, peaks: np.ndarray, refine_mm: float) -> np.ndar
     centre = graph.position + trust[:, None] * away
     if len(peaks) and len(graph):
         gap, nearest = (np.asarray(found) for found in KDTree(peaks).query(centre))
-        close = gap <= refine_mm
+        close = gap <= refine_mm * (1 - trust / 2)
         centre[close] = peaks[nearest[close]]
     return centre
 
