@@ -97,7 +97,7 @@ def report_on(experiment: Experiment, evaluation: Evaluation) -> Path:
             if done is None:
                 continue
             timings[stage] = timings.get(stage, 0.0) + float(done.get("seconds", 0.0))
-            curves += _curves(run)
+            curves += training_curves(run)
     source = experiment.cfg.data._target_.rsplit(".", 1)[-1]
     modalities = ", ".join(f"{n} {m}" for m, n in experiment.index.modality.value_counts().items())
     return write_training_report(
@@ -134,7 +134,7 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
     return pictures
 
 
-def _curves(run: StageRun) -> list[TrainingCurve]:
+def training_curves(run: StageRun) -> list[TrainingCurve]:
     """What the loggers of a run recorded; a resumed run has one file per attempt."""
     tables = []
     for file in sorted(run.folder.glob("metrics/*/metrics.csv"), key=lambda p: p.stat().st_mtime):

@@ -1,6 +1,8 @@
 """Run folders: the same command lands in the same folder, another configuration in another one."""
 
 import json
+import subprocess
+import sys
 
 import hydra
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from aneurysm.command_line import config_folder
 from aneurysm.data.errors import UserError
 from aneurysm.run import run_record, stage_key, stage_run
+from aneurysm.train import training_curves
 
 
 def compose(tmp_path, *overrides):
@@ -84,3 +87,39 @@ def test_force_keeps_the_old_run_aside(tmp_path):
     run.begin(run_record(cfg, "vessel", "data"), force=True)
     assert run.finished() is None
     assert [p for p in run.folder.parent.iterdir() if "before" in p.name]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path):
+    run = stage_run(compose(tmp_path), "pretrain", 0, "data")
+    script = (
+        "import logging; logging.basicConfig(level='INFO')\n"
+        "from pathlib import Path; from aneurysm.run import StageRun\n"
+        f"run = StageRun('pretrain', 0, Path({str(run.folder)!r}), {run.key!r})\n"
+        "with run.alone():\n    print('finished', run.finished())\n"
+    )
+    with run.alone():
+        other = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert other.stderr is not None
+        # It says why it waits, and is still waiting when the work of this process is done.
+        assert any("another process is at it" in line for line in other.stderr)
+        assert other.poll() is None
+        run.finish({"loss": 1.0})
+    said, _ = other.communicate(timeout=60)
+    assert "{'loss': 1.0}" in said
+
+
+def test_a_damaged_curve_does_not_cost_the_report(tmp_path, caplog):
+    run = stage_run(compose(tmp_path), "vessel", 0, "data")
+    for name, text in (
+        ("a", "epoch,train/loss\n0,1.0\n"),
+        ("b", "epoch,train/loss\n1,2.0\n1,2,3,4\n"),
+        ("c", ""),
+    ):
+        (run.folder / "metrics" / name).mkdir(parents=True)
+        (run.folder / "metrics" / name / "metrics.csv").write_text(text)
+    with caplog.at_level("WARNING"):
+        curves = training_curves(run)
+    assert len(curves) == 1 and 1.0 in curves[0].metrics["train/loss"].to_numpy()
+    assert caplog.text.count("cannot be read") == 2
