@@ -128,10 +128,13 @@ def load_or_make_folds(path: Path | str, index: pd.DataFrame, k: int, seed: int)
 
 def _patient_traits(index: pd.DataFrame) -> pd.DataFrame:
     """One row of 0/1 traits per patient: any positive series makes the patient positive."""
+    present = index["present"].fillna(0) > 0
     columns = {
-        "present": index["present"].fillna(0) > 0,
+        "present": present,
         **{key: index[key].fillna(0) > 0 for key in LOCATION_KEYS},
         **{f"modality {name}": index["modality"] == name for name in MODALITIES},
+        # Balanced one by one, the two may still leave all T2 scans with an aneurysm in one fold.
+        **{f"{name} with": (index["modality"] == name) & present for name in MODALITIES},
         **{f"sex {name}": index["sex"] == name for name in ("M", "F")},
     }
     known = index["age"].dropna()
