@@ -1,6 +1,6 @@
 """One scan through all five stages, and the bundle that holds what this needs.
 
-A bundle is a folder: `bundle.json` (format, versions, settings, thresholds), one safetensors file per
+A bundle is a folder: `bundle.json` (format, versions, settings, lumen rules), one safetensors file per
 network and fold, and the stacker's trees as `.ubj`. Nothing in it is pickled, and the configuration inside
 can only build classes of this package.
 """

@@ -21,6 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
+from aneurysm.data.prepared import PreparedCase, prepared_header
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
 from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.segmentation import overlap
@@ -152,13 +153,15 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         )
     fit(run, module, data, s.epochs, cfg)
     some = _spread(data.train, s.rule_scans)
-    rule = vessel.lumen_rule(
-        net, [remembered(p) for p in some], s.target_recall, s.precision, view_settings(s)
-    )
+
+    def segmented(case: PreparedCase) -> np.ndarray:
+        return vessel.vessel_probability(net, case, view_settings(s))
+
+    rule = _lumen_rule([remembered(p) for p in some], segmented, s)
     rows = []
     for uid in held_out:
         case = remembered(experiment.prepared[uid])
-        probability = vessel.vessel_probability(net, case, view_settings(s))
+        probability = segmented(case)
         write_probabilities(_product(run, uid), {"vessel": probability})
         rows.append(_overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
     table = pd.DataFrame(rows)
@@ -183,24 +186,17 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     fit(run, module, data, s.epochs, cfg)
 
-    def segmented(uid: str) -> dict[str, np.ndarray]:
-        case = remembered(experiment.prepared[uid])
-        return smart_net.segment(net, case, read_probabilities(lumen[uid])["vessel"], view_settings(s))
+    def segmented(case: PreparedCase) -> dict[str, np.ndarray]:
+        earlier = read_probabilities(lumen[case.series_uid])["vessel"]
+        return smart_net.segment(net, case, earlier, view_settings(s))
 
-    annotated = [uid for uid in training if remembered(experiment.prepared[uid]).vessel is not None]
+    annotated = [p for p in experiment.paths(training) if "vessel" in prepared_header(p).masks]
     some = _spread(annotated, s.rule_scans)
-    cases = [remembered(experiment.prepared[uid]) for uid in some]
-    targets = [target for case in cases if (target := vessel_target(case)) is not None]
-    rule = LumenRule.for_recall(
-        [segmented(uid)["vessel"] for uid in some],
-        targets,
-        [case.grid for case in cases],
-        s.target_recall,
-        s.precision,
-    )
+    rule = _lumen_rule([remembered(p) for p in some], lambda case: segmented(case)["vessel"], s)
     rows = []
     for uid in held_out:
-        case, probability = remembered(experiment.prepared[uid]), segmented(uid)
+        case = remembered(experiment.prepared[uid])
+        probability = segmented(case)
         write_probabilities(_product(run, uid), probability)
         row = _overlap_row(uid, rule(probability["vessel"], case.grid), vessel_target(case))
         sac = aneurysm_target(case)
@@ -429,6 +425,20 @@ def _seed_weights(seed: int, run: StageRun) -> None:
 
 def _product(run: StageRun, uid: str) -> Path:
     return run.folder / "products" / f"{uid}.safetensors"
+
+
+def _lumen_rule(
+    cases: list[PreparedCase], probability: Callable[[PreparedCase], np.ndarray], s: Any
+) -> LumenRule:
+    """The rule that a segmentation stage is set to, chosen on these scans: training scans, annotated."""
+    known = [(case, target) for case in cases if (target := vessel_target(case)) is not None]
+    return LumenRule.for_recall(
+        [probability(case) for case, _ in known],
+        [target for _, target in known],
+        [case.grid for case, _ in known],
+        s.target_recall,
+        s.precision,
+    )
 
 
 def _spread(items: list[Any], count: int) -> list[Any]:

@@ -82,30 +82,43 @@ class SegmentationData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.held_out, self.channels = list(train), list(held_out), channels
+        # Here and not in the dataset, which is made anew for every epoch: this opens every file.
+        self.train_groups, self.held_out_groups = by_modality(self.train), by_modality(self.held_out)
         self.patch, self.batch, self.steps, self.foreground = patch, batch, steps, foreground
         self.seed, self.workers, self.upstream = seed, workers, upstream
 
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        patches = PatchDataset(self, self.train, self.batch * self.steps, (self.seed, epoch), augment=True)
+        patches = PatchDataset(
+            self, self.train_groups, self.batch * self.steps, (self.seed, epoch), augment=True
+        )
         return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        patches = PatchDataset(self, self.held_out, 4 * self.batch, (self.seed, 10**6), augment=False)
+        patches = PatchDataset(self, self.held_out_groups, 4 * self.batch, (self.seed, 10**6), augment=False)
         return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+
+
+def by_modality(paths: Sequence[Path]) -> list[list[Path]]:
+    """Prepared cases in groups of one modality each, in the order of the modalities' names."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        groups[prepared_header(path).modality].append(path)
+    return [groups[name] for name in sorted(groups)]
 
 
 class PatchDataset(Dataset):
     """Patch i of an epoch is a function of (seed, epoch, i) alone, so a resumed run sees the same data."""
 
     def __init__(
-        self, data: SegmentationData, paths: list[Path], count: int, key: tuple[int, int], augment: bool
+        self,
+        data: SegmentationData,
+        groups: list[list[Path]],
+        count: int,
+        key: tuple[int, int],
+        augment: bool,
     ) -> None:
-        self.data, self.count, self.key, self.augment = data, count, key, augment
-        by_modality: dict[str, list[Path]] = defaultdict(list)
-        for path in paths:
-            by_modality[prepared_header(path).modality].append(path)
-        self.groups = [by_modality[name] for name in sorted(by_modality)]
+        self.data, self.groups, self.count, self.key, self.augment = data, groups, count, key, augment
 
     def __len__(self) -> int:
         return self.count if self.groups else 0

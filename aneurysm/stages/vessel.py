@@ -12,8 +12,7 @@ from torch import nn
 
 from aneurysm.data.prepared import PreparedCase, prepared_header
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
-from aneurysm.stages.volumes import View, network_image, probability_volume, vessel_target
-from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.stages.volumes import View, network_image, probability_volume
 
 INPUTS, CHANNELS = 1, ("vessel",)
 
@@ -34,17 +33,3 @@ class VesselData(SegmentationData):
 def vessel_probability(net: nn.Module, case: PreparedCase, view: View) -> np.ndarray:
     """Probability of lumen per voxel, (d, h, w) float32."""
     return probability_volume(net, network_image(case)[None], view)[0]
-
-
-def lumen_rule(
-    net: nn.Module, cases: list[PreparedCase], recall: float, precision: float, view: View
-) -> LumenRule:
-    """The rule that reaches `recall`, but at least `precision`, on these scans: use training scans only."""
-    annotated = [(c, target) for c in cases if (target := vessel_target(c)) is not None]
-    return LumenRule.for_recall(
-        [vessel_probability(net, c, view) for c, _ in annotated],
-        [target for _, target in annotated],
-        [c.grid for c, _ in annotated],
-        recall,
-        precision,
-    )
