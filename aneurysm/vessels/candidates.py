@@ -23,6 +23,7 @@ CANDIDATE_FEATURES: Final = (
     "node_distance",  # from the candidate's centre to its node, in 5 mm
     "on_graph",  # 0 when there is no vessel graph; the columns above are then 0
 )
+ORPHAN_WEIGHT = 0.1
 _UNKNOWN_RADIUS_MM = 2.0  # of a lesion annotated by a point: a sac of 4 mm, the median of the literature
 
 
@@ -49,11 +50,12 @@ def propose(
     min_distance_mm: float = 5.0,
     refine_mm: float = 6.0,
     evidence_threshold: float = 0.3,
+    max_orphans: int = 2,
 ) -> list[Candidate]:
     """The best-scored places, by falling score, no two closer than a minimum distance.
 
     A centre moves from the best node to the middle of the bulge beside it, or to the peak of the evidence
-    there, because a sidewall sac lies off the centreline. Evidence peaks without a vessel nearby become
+    there, because a sidewall sac lies off the centreline. A few evidence peaks without a vessel nearby become
     candidates themselves: the vessel mask may have missed the sac.
 
     Args:
@@ -66,6 +68,9 @@ def propose(
         refine_mm: how far a centre may move from its node to a peak of the evidence; half as far where the
             mask itself bulges, because a peak beside a bulge belongs to something else.
         evidence_threshold: peaks below are ignored.
+        max_orphans: how many peaks off the graph may become candidates, the highest ones. Their score is
+            `ORPHAN_WEIGHT` times their height, for the graph knows nothing of them. Without any graph all
+            peaks count, with their height.
 
     Raises:
         ValueError: a score is missing or NaN, or the evidence has no grid or another shape.
@@ -86,7 +91,9 @@ def propose(
     if len(graph) and len(peaks):
         gap, nearest = KDTree(graph.position).query(peaks)
         orphan = gap > graph.radius[nearest] + refine_mm / 2
-        peaks, heights = peaks[orphan], heights[orphan]
+        # Highest first. Node scores and heights are no common scale: unweighted, specks of evidence in bone
+        # and veins would take the places of the best nodes.
+        peaks, heights = peaks[orphan][:max_orphans], ORPHAN_WEIGHT * heights[orphan][:max_orphans]
     places = np.concatenate([centre, peaks])
     homes = np.concatenate([graph.position, peaks])
     scores = np.concatenate([node_score, heights])

@@ -16,6 +16,7 @@ from aneurysm.vessels.cleanup import check_on_grid
 
 CORE_RECALL = 0.5  # share of the lumen that is sure
 CORE_MM3 = 30.0  # of sure voxels in a piece: some 10 mm of a vessel 2 mm wide
+FAILURES = 0.1  # share of scans, those found worst, that do not take part in the choice of a threshold
 LEVELS = 255  # probabilities are compared in these steps, which is how they are stored
 
 
@@ -52,7 +53,10 @@ class LumenRule:
         recall: float,
         precision: float,
     ) -> "LumenRule":
-        """The highest threshold whose masks still find `recall` of the lumen voxels of all scans together.
+        """The highest threshold whose masks still find `recall` of the lumen voxels of the scans together.
+
+        The worst `FAILURES` of the scans are left out: where a net has not seen a vessel no threshold brings
+        it back, and one such scan would cover all others with false voxels.
 
         Where their precision is then below `precision`, the lowest threshold that has it: a net that knows
         too little would call the whole head a vessel, and the graph of such a mask is as useless as it is
@@ -63,15 +67,15 @@ class LumenRule:
             target: per scan (d, h, w) bool.
             grids: per scan.
         """
+        scans = _without_failures(list(zip(probability, target, grids, strict=True)))
         inside = np.zeros(LEVELS + 1, np.int64)
-        for p, t in zip(probability, target, strict=True):
+        for p, t, _ in scans:
             inside += np.bincount(np.floor(p[t] * LEVELS).astype(np.int64), minlength=LEVELS + 1)
         total = int(inside.sum())
         if total == 0:
             return cls(0.5, 0.5)
         found = inside[::-1].cumsum()[::-1] / total  # recall of the bare threshold i / LEVELS
         core = _last(found >= CORE_RECALL)
-        scans = list(zip(probability, target, grids, strict=True))
 
         def found_and_marked(level: int) -> tuple[int, int]:
             counts = np.zeros(2, np.int64)
@@ -96,6 +100,15 @@ class LumenRule:
             middle = (low + high) // 2
             low, high = (low, middle) if precise(middle) else (middle + 1, high)
         return cls(low / LEVELS, core / LEVELS)
+
+
+def _without_failures(
+    scans: list[tuple[np.ndarray, np.ndarray, Grid]],
+) -> list[tuple[np.ndarray, np.ndarray, Grid]]:
+    """The scans but the tenth with the lowest recall at probability one half."""
+    scans = [scan for scan in scans if scan[1].any()]
+    scans.sort(key=lambda scan: float((scan[0][scan[1]] >= 0.5).mean()))
+    return scans[int(len(scans) * FAILURES) :]
 
 
 def _last(reached: np.ndarray) -> int:

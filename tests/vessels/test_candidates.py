@@ -50,9 +50,22 @@ def test_evidence_pulls_the_centre_off_the_vessel():
 def test_evidence_far_from_any_vessel_becomes_a_candidate():
     graph = build_graph(draw(GRID, TREE), GRID)
     lost = np.array([60.0, 12.0, 12.0])
-    found = propose(graph, np.full(len(graph), 0.1), 0.8 * ball(lost, 2.0), GRID)
+    found = propose(graph, np.full(len(graph), 0.05), 0.8 * ball(lost, 2.0), GRID)
     assert np.linalg.norm(found[0].centre_mm - lost) < 0.6
-    assert found[0].score == pytest.approx(0.8) and found[0].node >= 0
+    assert found[0].score == pytest.approx(0.08, rel=1e-5) and found[0].node >= 0
+
+
+def test_specks_of_evidence_do_not_crowd_out_the_nodes():
+    graph = build_graph(draw(GRID, TREE), GRID)
+    scores = np.full(len(graph), 0.01)
+    scores[len(graph) // 2] = 0.2
+    specks = sum(ball(np.array([60.0, 6.0 + 8 * i, 8.0]), 1.5) for i in range(6))
+    found = propose(graph, scores, 0.9 * specks, GRID, max_candidates=4)
+    assert found[0].score == pytest.approx(0.2)
+    far = [np.linalg.norm(graph.position - c.centre_mm, axis=1).min() > 8 for c in found]
+    assert sum(far) == 2
+    none = propose(graph, scores, 0.9 * specks, GRID, max_candidates=4, max_orphans=0)
+    assert all(np.linalg.norm(graph.position - c.centre_mm, axis=1).min() < 8 for c in none)
 
 
 def test_an_empty_graph_falls_back_on_the_evidence():

@@ -65,6 +65,17 @@ def test_precision_bounds_what_recall_may_cost():
     assert (mask & missed).sum() / mask.sum() > 0.9
 
 
+def test_a_scan_on_which_the_net_failed_does_not_lower_the_threshold_of_all_others():
+    probability, truth = tree_and_specks()
+    failed = np.where(truth, np.float32(0.01), probability)
+    good = LumenRule.for_recall([probability] * 9, [truth] * 9, [GRID] * 9, 0.99, 0.0)
+    with_failure = LumenRule.for_recall([failed, *[probability] * 9], [truth] * 10, [GRID] * 10, 0.99, 0.0)
+    assert with_failure == good
+    # Among a handful of scans none can be called the exception.
+    few = LumenRule.for_recall([failed, probability], [truth] * 2, [GRID] * 2, 0.99, 0.0)
+    assert few.threshold < good.threshold
+
+
 def test_nothing_known_gives_a_rule_all_the_same():
     _, truth = tree_and_specks()
     nothing = np.full(GRID.shape, 0.001, np.float32)
