@@ -42,10 +42,14 @@ class Table:
             raise ValueError(f"The {self.name} table has a column of the wrong type: {error}") from error
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
-        """Write parquet atomically: a reader sees the old file or the whole new one.
+        """Write parquet, or .csv by the suffix; a reader sees the old file or the whole new one.
 
-        Every field of the file's schema carries its unit and meaning as metadata `meaning`.
+        Every field of a parquet file's schema carries its unit and meaning as metadata `meaning`.
         """
+        if path.suffix == ".csv":
+            with replacing(path) as part:
+                self.conform(frame).to_csv(part, index=False)
+            return
         table = pa.Table.from_pandas(self.conform(frame), preserve_index=False)
         fields = [
             f.with_metadata({"meaning": self.meanings[f.name]}) if f.name in self.meanings else f
