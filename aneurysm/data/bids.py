@@ -186,7 +186,7 @@ class BidsSource:
         for path in sorted(root.rglob("*.nii*")):
             parts = path.relative_to(root).parts
             if path.is_file() and _kind(path, root) is not None:
-                files.setdefault(tuple(_placed(parts, key) for key in ("sub", "ses")), []).append(path)
+                files.setdefault((_placed(parts, "sub"), _placed(parts, "ses")), []).append(path)
         return files
 
     def _masks(self, image: Path) -> tuple[list[Path], list[Path]]:

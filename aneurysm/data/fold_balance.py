@@ -95,11 +95,11 @@ def label_spread(index: pd.DataFrame, folds: pd.DataFrame, labels: tuple[str, ..
         fold from an equal share, relative to that share (0.1 = 10 %; NaN without positives).
     """
     number = dict(zip(folds["patient_id"].astype(str), folds["fold"].astype(int), strict=True))
-    of_series = index["patient_id"].astype(str).map(number).to_numpy()
+    of_series = np.array([number[str(patient)] for patient in index["patient_id"]], int)
     k = int(max(number.values())) + 1
     rows = []
     for label in labels:
-        in_fold = np.bincount(of_series[(index[label] == 1).to_numpy()].astype(int), minlength=k)
+        in_fold = np.bincount(of_series[(index[label] == 1).to_numpy()], minlength=k)
         share = in_fold.sum() / k
         worst = float(np.abs(in_fold - share).max() / share) if share else float("nan")
         named = {f"fold {f}": int(n) for f, n in enumerate(in_fold)}

@@ -58,7 +58,7 @@ def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
             positives,
             k,
         )
-    rare = {key: n for key in LOCATION_KEYS if 0 < (n := int(traits[key].sum())) < k}
+    rare = {key: n for key in LOCATION_KEYS if 0 < (n := int(traits[key].to_numpy().sum())) < k}
     if rare:
         listed = ", ".join(f"{LOCATIONS[LOCATION_KEYS.index(key)]} ({n})" for key, n in rare.items())
         log.warning(

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from aneurysm.data.bids import BidsSource
@@ -101,23 +102,27 @@ def join_indices(tables: Mapping[str, pd.DataFrame], same_patients: bool = False
     """
     parts = [INDEX.conform(table).assign(dataset=name) for name, table in tables.items()]
     joined = pd.concat(parts, ignore_index=True)
-    twice = joined[joined["series_uid"].duplicated(keep=False)]
-    if len(twice):
-        first = twice["series_uid"].iloc[0]
-        where = sorted(set(twice.loc[twice["series_uid"] == first, "dataset"]))
+    found: dict[str, list[str]] = {}
+    people: dict[str, set[str]] = {}
+    for row in joined.to_dict("records"):
+        found.setdefault(row["series_uid"], []).append(row["dataset"])
+        people.setdefault(row["patient_id"], set()).add(row["dataset"])
+    if twice := {uid: names for uid, names in found.items() if len(names) > 1}:
+        first, where = next(iter(twice.items()))
         raise ReadError(
-            f"{twice['series_uid'].nunique()} series are in more than one data set, first {first} in "
-            f"{' and '.join(where)}. Leave one of the data sets out, or rename the files."
+            f"{len(twice)} series are in more than one data set, first {first} in {' and '.join(where)}. "
+            "Leave one of the data sets out, or rename the files."
         )
-    shared = joined.groupby("patient_id")["dataset"].nunique()
-    shared = set(shared.index[shared > 1])
+    shared = sorted(patient for patient, names in people.items() if len(names) > 1)
     if shared and not same_patients:
         log.warning(
             "%d patient names are in several data sets, first %s: taken as different people",
-            len(shared), min(shared),
+            len(shared), shared[0],
         )  # fmt: skip
         both = joined["patient_id"].isin(shared)
-        joined.loc[both, "patient_id"] = joined["dataset"][both] + ":" + joined["patient_id"][both]
+        joined["patient_id"] = joined["patient_id"].where(
+            ~both, joined["dataset"] + ":" + joined["patient_id"]
+        )
     return INDEX.conform(joined)
 
 
@@ -168,11 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         log.error("%s", error)
         return 1
+    present = index["present"].to_numpy()
     log.info(
         "%s: %d series of %d patients, %d with, %d without an aneurysm, %d unlabelled, %d with a note",
-        options.out, len(index), index["patient_id"].nunique(), int((index["present"] == 1).sum()),
-        int((index["present"] == 0).sum()), int(index["present"].isna().sum()),
-        int((index["note"] != "").sum()),
+        options.out, len(index), len(set(index["patient_id"])), (present == 1).sum(), (present == 0).sum(),
+        np.isnan(present).sum(), (index["note"] != "").to_numpy().sum(),
     )  # fmt: skip
     return 0
 
