@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-_CANDIDATES = 2000  # patients of a fold that an exchange is looked for among; bounds memory
+_CANDIDATES = 700  # patients of a fold that an exchange is looked for among; bounds memory
+_WORTH = 1e-4  # an exchange that lowers the cost by less than this share ends the search between two folds
 
 
 def exchange_patients(
@@ -31,6 +32,7 @@ def exchange_patients(
     ideal = counts.sum(0) / k
     scale = np.divide(weights, ideal, out=np.zeros_like(ideal), where=ideal > 0)
     excess = np.stack([counts[fold == f].sum(0) for f in range(k)]) - ideal  # (k, traits)
+    pattern = np.unique(counts, axis=0, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng(seed)
     pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
     settled: set[tuple[int, int]] = set()
@@ -39,8 +41,8 @@ def exchange_patients(
         if not waiting:
             break
         a, b = max(waiting, key=lambda p: float(scale @ (excess[p[0]] - excess[p[1]]) ** 2))
-        i, j, gain = _best_swap(counts, fold, a, b, scale, excess[b] - excess[a], rng)
-        if gain > -1e-9:
+        i, j, gain = _best_swap(counts, pattern, fold, a, b, scale, excess[b] - excess[a], rng)
+        if gain > -_WORTH * max(float((excess**2 @ scale).sum()), 1e-6):
             settled.add((a, b))
             continue
         moved = counts[i] - counts[j]
@@ -53,6 +55,7 @@ def exchange_patients(
 
 def _best_swap(
     counts: np.ndarray,
+    pattern: np.ndarray,
     fold: np.ndarray,
     a: int,
     b: int,
@@ -61,7 +64,8 @@ def _best_swap(
     rng: np.random.Generator,
 ) -> tuple[int, int, float]:
     """The patients of folds a and b whose exchange changes the cost most, and by how much."""
-    (in_a, x), (in_b, y) = (_distinct(counts, np.flatnonzero(fold == f), rng) for f in (a, b))
+    in_a, in_b = (_distinct(pattern, np.flatnonzero(fold == f), rng) for f in (a, b))
+    x, y = counts[in_a], counts[in_b]
     # Moving d = x_i - y_j from a to b changes the cost by sum of scale * (2 d^2 + 2 d slope).
     cost_x = 2 * (x**2 @ scale) + 2 * (x @ (scale * slope))
     cost_y = 2 * (y**2 @ scale) - 2 * (y @ (scale * slope))
@@ -71,15 +75,12 @@ def _best_swap(
     return int(in_a[i]), int(in_b[j]), float(change[i, j])
 
 
-def _distinct(
-    counts: np.ndarray, members: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """One member per distinct row of traits, at most `_CANDIDATES` of them, and their rows."""
-    rows, first = np.unique(counts[members], axis=0, return_index=True)
-    if len(rows) > _CANDIDATES:
-        chosen = np.sort(rng.choice(len(rows), _CANDIDATES, replace=False))
-        rows, first = rows[chosen], first[chosen]
-    return members[first], rows
+def _distinct(pattern: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One member per pattern of traits, at most `_CANDIDATES` of them."""
+    first = np.unique(pattern[members], return_index=True)[1]
+    if len(first) > _CANDIDATES:
+        first = np.sort(rng.choice(first, _CANDIDATES, replace=False))
+    return members[first]
 
 
 def label_spread(index: pd.DataFrame, folds: pd.DataFrame, labels: tuple[str, ...]) -> pd.DataFrame:

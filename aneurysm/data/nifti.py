@@ -49,7 +49,8 @@ def read_mask(path: Path | str, like: Grid, notes: list[str] | None = None) -> n
     """Read a label image (NIfTI, MetaImage or NRRD) onto a grid, by affines and nearest voxels.
 
     Args:
-        notes: gets a sentence when the mask was stored on other voxels than those of `like`.
+        notes: gets a sentence when the mask was stored on other voxels than those of `like`, and when a part
+            of it lies outside.
 
     Returns:
         uint8 of `like.shape`; 0 outside the mask's own field of view.
@@ -76,6 +77,8 @@ def read_mask(path: Path | str, like: Grid, notes: list[str] | None = None) -> n
                 f"{path}: {1 - inside:.0%} of the mask lies outside the image; their affines do not belong "
                 "together. Check that the mask was drawn on this series."
             )
+        if notes is not None and inside < 1:
+            notes.append(f"{path.name}: {1 - inside:.1%} of the mask lies outside the image and was cut off")
     if notes is not None and not _same_voxels(grid, like):
         notes.append(
             f"{path.name}: the mask has other voxels than the image (shape {grid.shape} against "

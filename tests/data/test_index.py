@@ -141,3 +141,21 @@ def test_joined_data_sets_are_prepared_as_one(tmp_path):
         source.case("sub-009_angio")
     with pytest.raises(ValueError, match="at least one"):
         JoinedSource({})
+
+
+def test_joined_by_configuration(tmp_path):
+    """The sources named on the command line arrive as sources."""
+    import hydra
+
+    from aneurysm.build import build
+    from aneurysm.command_line import config_folder
+
+    overrides = [
+        "data=joined",
+        f"+data.sources.a={{_target_: aneurysm.data.bids.BidsSource, root: '{bids(tmp_path / 'a', 2)}'}}",
+        f"+data.sources.own={{_target_: aneurysm.data.folder.FolderSource, root: '{own(tmp_path / 'own')}'}}",
+    ]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        source = build(hydra.compose("train", overrides=overrides).data)
+    assert source.index()["dataset"].tolist() == ["a", "a", "own"]
+    assert source.case("my_cta").scan.modality == "CTA"

@@ -279,3 +279,22 @@ def test_a_mask_on_other_voxels_is_noted(tmp_path):
     assert notes == []
     read_mask(save(tmp_path / "coarse.nii", labels[:5, :5, :5], np.diag([2.0, 2, 2, 1])), like, notes)
     assert len(notes) == 1 and "coarse.nii: the mask has other voxels" in notes[0]
+
+
+def test_a_mask_that_reaches_outside_is_noted(tmp_path):
+    like = Grid((10, 10, 10), np.eye(4)[[2, 1, 0, 3]])
+    shifted = np.eye(4)
+    shifted[0, 3] = 2
+    notes: list[str] = []
+    labels = read_mask(save(tmp_path / "m.nii", np.ones((10, 10, 10), np.uint8), shifted), like, notes)
+    assert labels.sum() == 800 and "20.0% of the mask lies outside the image" in notes[0]
+
+
+def test_analyze_files_are_read_with_a_warning_about_sides(tmp_path):
+    nib.save(
+        nib.AnalyzeImage(np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.diag([2.0, 2, 2, 1])),
+        tmp_path / "a.img",
+    )
+    scan = read_nifti(tmp_path / "a.hdr", "T1")
+    np.testing.assert_allclose(scan.source.spacing, 2)
+    assert "Analyze format" in scan.notes[0]
