@@ -1,8 +1,9 @@
-"""BIDS data sets of angiographies, laid out as OpenNeuro ds003949 (Lausanne TOF-MRA aneurysms) is.
+"""BIDS data sets of angiographies, as OpenNeuro ds003949 (Lausanne) and ds005096 (Brisbane) lay them out.
 
 participants.tsv
 sub-013/ses-20101220/anat/sub-013_ses-20101220_angio.nii.gz
 derivatives/manual_masks/sub-013/ses-20101220/anat/sub-013_ses-20101220_desc-Lesion_1_mask.nii.gz
+derivatives/sub-000/ses-20190420/anat/Nifti Aneurysm Only/<any name>.nii
 """
 
 import dataclasses
@@ -11,37 +12,48 @@ import logging
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from aneurysm.data.bids_people import Participants, Person, read_sidecar
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LOCATIONS, UNNAMED_VESSEL
+from aneurysm.data.lesions import measure_lesions
 from aneurysm.data.nifti import read_mask, read_nifti, series_name
-from aneurysm.data.rsna import measure_lesions
 from aneurysm.data.scan import Case, Grid
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
 
 log = logging.getLogger(__name__)
 
 _SUFFIXES = {"angio": "MRA", "T1w": "T1", "T2w": "T2"}
-_LABEL_FILE = re.compile(r"mask|seg|label", re.IGNORECASE)
+_MASK_FILE = re.compile(r"mask|seg|label|dseg", re.IGNORECASE)
 _LESION = re.compile(r"lesion|aneurysm", re.IGNORECASE)
 _VESSEL = re.compile(r"vessel|arter|cow", re.IGNORECASE)
-_GROUPS = {"control": 0.0, "healthy": 0.0, "patient": 1.0, "aneurysm": 1.0}
+# Not masks, whatever they are called: images with the mask burnt in, meshes' folders, atlases in percent.
+_NO_MASKS = re.compile(r"^(mask|3d model|slicer|registrations|n4_bias.*|reg_.*)$", re.IGNORECASE)
+_WITH_PARENT = re.compile(r"parent", re.IGNORECASE)
+_ONLY = re.compile(r"aneurysm\s*only", re.IGNORECASE)
 
 
 class BidsSource:
-    """Reads `sub-*/[ses-*/]anat/*_{angio,T1w,T2w}.nii.gz` with the masks under `derivatives/`.
+    """Reads `sub-*/[ses-*/]anat/*_{angio,T1w,T2w}.nii[.gz]` with the masks under `derivatives/`.
 
     One series per image; its uid is the file name. A mask belongs to the angiography of its subject and
-    session: `*desc-Lesion*_mask` or `*aneurysm*` files are lesions (one file each), `*vessel*`, `*artery*` or
-    `*cow*` label files are vessels (RSNA numbering; a 0/1 mask becomes UNNAMED_VESSEL). A series has an
-    aneurysm when its session has a lesion mask; without one, column `group` of participants.tsv (control,
-    patient) decides; otherwise that is unknown. Locations are 0 in controls and otherwise unknown.
+    session, and to the one with the same `acq-` and `run-` where the mask's name has them:
+    `*desc-Lesion*_mask`, `*aneurysm*` label files and the files in a folder `Nifti Aneurysm Only` are lesions
+    (one file each), `*vessel*`, `*artery*` or `*cow*` label files are vessels (RSNA numbering; a 0/1 mask
+    becomes UNNAMED_VESSEL). Masks drawn on another modality (folders `ct`, `ds`) and masks of the one artery
+    that carries the aneurysm (`with Parent Artery`: every other vessel would count as background) are not
+    used. A series has an aneurysm when its session has a lesion mask; without one, column `group` of
+    participants.tsv (control, patient) decides; otherwise that is unknown. Locations are 0 in controls and
+    otherwise unknown. Images of which only the link is here (git-annex) are logged and left out.
 
     Args:
-        contrast: CTA when the `angio` images are CT angiographies.
+        site: where participants.tsv has no column `site`.
+        suffixes: which images to read, of angio, T1w, T2w; default all.
+        contrast: CTA when the `angio` images are CT angiographies; a sidecar with Modality CT says so too.
 
     The first use of the index raises ReadError when the folder is missing or holds no such image.
     """
@@ -60,24 +72,7 @@ class BidsSource:
 
     def index(self) -> pd.DataFrame:
         """One row per image (`tables.INDEX`); age and sex from participants.tsv, 'n/a' is unknown."""
-        rows = []
-        for uid in self._images:
-            subject, suffix = _entity(uid, "sub"), uid.rsplit("_", 1)[1]
-            person = self._participants.get(subject, {})
-            present = self._present(uid, person)
-            rows.append(
-                {
-                    "series_uid": uid,
-                    "patient_id": subject,
-                    "modality": self._modality(suffix),
-                    "age": _number(person.get("age", "")),
-                    "sex": {"M": "M", "F": "F"}.get(person.get("sex", "")[:1].upper(), ""),
-                    "site": self.site,
-                    "present": present,
-                    **dict.fromkeys(LOCATION_KEYS, _locations(present)),
-                }
-            )
-        return INDEX.conform(pd.DataFrame(rows))
+        return INDEX.conform(pd.DataFrame([self._row(uid) for uid in self._images]))
 
     def case(self, series_uid: str) -> Case:
         """A scan with its lesions and, where the derivatives have them, vessel labels.
@@ -88,21 +83,22 @@ class BidsSource:
         path = self._images.get(series_uid)
         if path is None:
             raise ReadError(f"{series_uid}: not among the {len(self._images)} images of {self.root}.")
-        subject = _entity(series_uid, "sub")
-        person = self._participants.get(subject, {})
-        scan = read_nifti(path, self._modality(series_uid.rsplit("_", 1)[1]), subject)
-        age, sex = _number(person.get("age", "")), person.get("sex", "")[:1].upper()
-        scan = dataclasses.replace(
-            scan, age=None if np.isnan(age) else age, sex=sex if sex in ("M", "F") else None
-        )
+        person = self._person(series_uid)
+        scan = read_nifti(path, self._modality(series_uid), _entity(series_uid, "sub"))
         lesion_files, vessel_files = self._masks(path)
         present = self._present(series_uid, person)
-        aneurysm = _numbered(lesion_files, scan.grid)
+        notes = list(scan.notes)
+        aneurysm = _numbered(lesion_files, scan.grid, notes)
         if aneurysm is None and present == 0:
             aneurysm = np.zeros(scan.grid.shape, np.uint8)
         return Case(
-            scan=scan,
-            vessel=_vessels(vessel_files[0], scan.grid) if vessel_files else None,
+            scan=dataclasses.replace(
+                scan,
+                age=None if np.isnan(person.age) else person.age,
+                sex=person.sex or None,
+                notes=tuple(notes),
+            ),
+            vessel=_vessels(vessel_files, scan.grid, notes),
             aneurysm=aneurysm,
             lesions=tuple(measure_lesions(aneurysm, scan.grid)),
             present=None if np.isnan(present) else bool(present),
@@ -112,10 +108,37 @@ class BidsSource:
     def fingerprint(self, series_uid: str) -> str:
         """A hash that changes when the image, its masks or the participant's row change on disk."""
         path = self._images[series_uid]
-        parts = [str(self._participants.get(_entity(series_uid, "sub"), {}))]
+        parts = [str(self._person(series_uid))]
         for file in (path, *self._masks(path)[0], *self._masks(path)[1]):
             parts.append(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _row(self, uid: str) -> dict[str, Any]:
+        """The row of the index for an image."""
+        path, person = self._images[uid], self._person(uid)
+        lesion_files, vessel_files = self._masks(path)
+        present = self._present(uid, person)
+        notes = []
+        if lesion_files and person.diseased == 0:
+            notes.append("participants.tsv says control but there is a lesion mask")
+        if person.diseased == 1 and not lesion_files and self._modality(uid) == self.contrast:
+            notes.append("participants.tsv says patient but there is no lesion mask")
+        return {
+            "series_uid": uid,
+            "patient_id": _entity(uid, "sub"),
+            "modality": self._modality(uid),
+            "age": person.age,
+            "sex": person.sex,
+            "site": person.site or self.site,
+            "present": present,
+            **dict.fromkeys(LOCATION_KEYS, _locations(present)),
+            "dataset": "bids",
+            "lesions": 0.0 if present == 0 else float(len(lesion_files) or np.nan),
+            "has_vessel_mask": bool(vessel_files),
+            "has_aneurysm_mask": bool(lesion_files),
+            "path": path.relative_to(self.root).as_posix(),
+            "note": "; ".join(notes),
+        }
 
     @cached_property
     def _images(self) -> dict[str, Path]:
@@ -124,11 +147,19 @@ class BidsSource:
                 f"{self.root}: no such folder. Set data.root to the BIDS folder that holds sub-*."
             )
         found = [*self.root.glob("sub-*/anat/*.nii*"), *self.root.glob("sub-*/ses-*/anat/*.nii*")]
-        images = {}
+        images, absent = {}, []
         for path in sorted(found):
             uid = series_name(path)
             if "_" in uid and uid.rsplit("_", 1)[1] in self.suffixes:
-                images[uid] = path
+                if path.is_file():
+                    images[uid] = path
+                else:
+                    absent.append(uid)
+        if absent:
+            log.warning(
+                "%s: of %d images only the link is here, first %s; left out. Fetch them (datalad get, "
+                "git annex get).", self.root, len(absent), absent[0],
+            )  # fmt: skip
         if not images:
             raise ReadError(
                 f"{self.root}: no sub-*/[ses-*/]anat/*_{{{','.join(self.suffixes)}}}.nii.gz here. "
@@ -137,45 +168,75 @@ class BidsSource:
         return images
 
     @cached_property
-    def _participants(self) -> dict[str, dict[str, str]]:
-        path = self.root / "participants.tsv"
-        if not path.is_file():
-            log.warning("%s is missing: ages, sexes and controls are unknown", path)
-            return {}
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-        if "participant_id" not in table.columns:
-            raise ReadError(f"{path}: column participant_id is missing; it has {list(table.columns)}.")
-        # A subject may have one row per session; the first is as good as any for age and group.
-        return {row["participant_id"]: row for row in reversed(table.to_dict("records"))}
+    def _participants(self) -> Participants:
+        return Participants(self.root)
+
+    @cached_property
+    def _sidecars(self) -> dict[str, dict[str, Any]]:
+        return {uid: read_sidecar(path) for uid, path in self._images.items()}
+
+    def _person(self, uid: str) -> Person:
+        return self._participants.person(_entity(uid, "sub"), _entity(uid, "ses"), self._sidecars[uid])
 
     @cached_property
     def _derivatives(self) -> dict[tuple[str, str], list[Path]]:
-        """(subject, session) -> label files of the derivatives, by one walk over the tree."""
+        """(subject, session) -> lesion and vessel label files, by one walk over the tree."""
         files: dict[tuple[str, str], list[Path]] = {}
-        for path in sorted((self.root / "derivatives").rglob("sub-*.nii*")):
-            name = series_name(path)
-            if not _LABEL_FILE.search(name):
-                continue
-            files.setdefault((_entity(name, "sub"), _entity(name, "ses")), []).append(path)
+        root = self.root / "derivatives"
+        for path in sorted(root.rglob("*.nii*")):
+            parts = path.relative_to(root).parts
+            if path.is_file() and _kind(path, root) is not None:
+                files.setdefault((_placed(parts, "sub"), _placed(parts, "ses")), []).append(path)
         return files
 
     def _masks(self, image: Path) -> tuple[list[Path], list[Path]]:
         """Lesion files and vessel files of an image."""
         name = series_name(image)
-        if self._modality(name.rsplit("_", 1)[1]) != self.contrast:
+        if self._modality(name) != self.contrast:
             return [], []  # masks are drawn on the angiography
-        files = self._derivatives.get((_entity(name, "sub"), _entity(name, "ses")), [])
-        lesions = [f for f in files if _LESION.search(series_name(f))]
-        return lesions, [f for f in files if _VESSEL.search(series_name(f)) and f not in lesions]
+        session = _entity(name, "sub"), _entity(name, "ses")
+        kinds: dict[str, list[Path]] = {"lesion": [], "vessel": []}
+        for file in self._derivatives.get(session, []):
+            mask = series_name(file)
+            # A mask that names its acquisition or run is for that image alone.
+            if all(_entity(mask, key) in ("", _entity(name, key)) for key in ("acq", "run")):
+                kinds[_kind(file, self.root / "derivatives") or ""].append(file)
+        return kinds["lesion"], kinds["vessel"]
 
-    def _present(self, series_uid: str, person: dict[str, str]) -> float:
+    def _present(self, series_uid: str, person: Person) -> float:
         session = _entity(series_uid, "sub"), _entity(series_uid, "ses")
-        if any(_LESION.search(series_name(f)) for f in self._derivatives.get(session, [])):
+        files = self._derivatives.get(session, [])
+        if any(_kind(f, self.root / "derivatives") == "lesion" for f in files):
             return 1.0
-        return _GROUPS.get(person.get("group", "").strip().lower(), float("nan"))
+        return person.diseased
 
-    def _modality(self, suffix: str) -> str:
-        return self.contrast if suffix == "angio" else _SUFFIXES[suffix]
+    def _modality(self, uid: str) -> str:
+        suffix = uid.rsplit("_", 1)[1]
+        if suffix != "angio":
+            return _SUFFIXES[suffix]
+        computed = str(self._sidecars.get(uid, {}).get("Modality", "")).upper() == "CT"
+        return "CTA" if computed else self.contrast
+
+
+def _kind(path: Path, derivatives: Path) -> str | None:
+    """'lesion', 'vessel', or None for a file under derivatives/ that is neither."""
+    *folders, _ = path.relative_to(derivatives).parts
+    name = series_name(path)
+    if any(_NO_MASKS.match(folder) for folder in folders) or {"ct", "ds"} & set(folders):
+        return None
+    if any(_ONLY.search(folder) for folder in folders):
+        return "lesion"
+    if _WITH_PARENT.search(" ".join([*folders, name])) or not _MASK_FILE.search(name):
+        return None
+    if _LESION.search(name):
+        return "lesion"
+    return "vessel" if _VESSEL.search(name) else None
+
+
+def _placed(parts: tuple[str, ...], key: str) -> str:
+    """The entity of a file by its own name, or by the folder that it lies in."""
+    own = _entity(parts[-1].split(".")[0], key)
+    return own or next((part for part in parts if part.startswith(f"{key}-")), "")
 
 
 def _entity(name: str, key: str) -> str:
@@ -183,34 +244,32 @@ def _entity(name: str, key: str) -> str:
     return next((part for part in name.split("_") if part.startswith(f"{key}-")), "")
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
 def _locations(present: float) -> float:
     """Without an aneurysm there is none anywhere; with one, nobody says where."""
     return 0.0 if present == 0 else float("nan")
 
 
-def _vessels(file: Path, grid: Grid) -> np.ndarray:
-    labels = read_mask(file, grid)
+def _vessels(files: list[Path], grid: Grid, notes: list[str]) -> np.ndarray | None:
+    if not files:
+        return None
+    labels = read_mask(files[0], grid, notes)
     if labels.max() > UNNAMED_VESSEL:
         raise ReadError(
-            f"{file}: vessel label {labels.max()}, expected the RSNA numbers 1 to 13 or 0/1. Renumber them."
+            f"{files[0]}: vessel label {labels.max()}, expected the RSNA numbers 1 to 13 or 0/1. "
+            "Renumber them."
         )
     return labels * np.uint8(UNNAMED_VESSEL) if labels.max() == 1 else labels
 
 
-def _numbered(files: list[Path], grid: Grid) -> np.ndarray | None:
+def _numbered(files: list[Path], grid: Grid, notes: list[str]) -> np.ndarray | None:
     """Lesion files on one grid: k inside the k-th file's lesion; a label file keeps its lesions apart."""
     if not files:
         return None
     aneurysm, k = np.zeros(grid.shape, np.uint8), 0
     for file in files:
-        mask = read_mask(file, grid)
+        mask = read_mask(file, grid, notes)
+        if not mask.any():
+            notes.append(f"{file.name}: the lesion mask is empty on this image")
         for label in np.unique(mask[mask > 0]):
             k += 1
             aneurysm[(mask == label) & (aneurysm == 0)] = k

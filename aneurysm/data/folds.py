@@ -9,20 +9,27 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from aneurysm.data.files import replacing
-from aneurysm.data.labels import MODALITIES
+from aneurysm.data.fold_balance import exchange_patients, label_spread
+from aneurysm.data.labels import LOCATIONS, MODALITIES
 from aneurysm.data.tables import LOCATION_KEYS, Table
 
 log = logging.getLogger(__name__)
 
 FOLDS = Table("folds", {"patient_id": "str", "fold": "int64"})
 
+LABELS = ("present", *LOCATION_KEYS)
+
 _AGE_BINS = 4  # quartiles
+_SITES = 30  # the largest; the others count as one
+_LABEL_WEIGHT = 4.0  # of a label against a modality, site, sex or age bin
 
 
 def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
-    """Deal patients into k folds alike in aneurysms, locations, modalities, age and sex.
+    """Deal patients into k folds alike in aneurysms, locations, modalities, sites, age and sex.
 
-    All series of a patient go to one fold (Sechidis et al., ECML 2011, on patients instead of series).
+    All series of a patient go to one fold. Patients are dealt by iterative stratification (Sechidis et al.,
+    ECML 2011, on patients instead of series) and then exchanged while that evens the folds out. What cannot
+    be balanced, labels with fewer patients than folds, is logged by name.
 
     Args:
         index: `tables.INDEX`; unknown labels count as absent.
@@ -36,7 +43,9 @@ def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
     """
     if k < 2:
         raise ValueError(f"Cross-validation needs at least 2 folds, got {k}.")
-    traits = _patient_traits(index)
+    per_series = _series_traits(index)
+    counts = pd.DataFrame(per_series.groupby(index["patient_id"].astype(str).to_numpy(), sort=True).sum())
+    traits = (counts > 0).astype(int)
     if len(traits) < k:
         raise ValueError(
             f"{len(traits)} patients cannot be dealt into {k} folds. "
@@ -48,6 +57,12 @@ def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
             "%d patients with an aneurysm for %d folds: some folds have none and cannot be scored",
             positives,
             k,
+        )
+    rare = {key: n for key in LOCATION_KEYS if 0 < (n := int(traits[key].to_numpy().sum())) < k}
+    if rare:
+        listed = ", ".join(f"{LOCATIONS[LOCATION_KEYS.index(key)]} ({n})" for key, n in rare.items())
+        log.warning(
+            "locations with fewer patients than %d folds, some folds cannot score them: %s", k, listed
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # labels rarer than k are normal here
@@ -61,7 +76,15 @@ def make_folds(index: pd.DataFrame, k: int, seed: int) -> pd.DataFrame:
         if not (fold == number).any():
             largest = np.bincount(fold, minlength=k).argmax()
             fold[np.flatnonzero(fold == largest)[-1]] = number
-    return FOLDS.conform(pd.DataFrame({"patient_id": traits.index, "fold": fold}))
+    weights = np.where(counts.columns.isin(LABELS), _LABEL_WEIGHT, 1.0)
+    fold = exchange_patients(counts.to_numpy(float), weights, fold, k, seed)
+    folds = FOLDS.conform(pd.DataFrame({"patient_id": traits.index, "fold": fold}))
+    spread = label_spread(index, folds, LABELS).dropna()
+    if len(spread):
+        worst = spread.loc[spread["worst"].idxmax()]
+        log.info("%d folds: worst deviation of a label count %.1f %% (%s, %d series)",
+                 k, 100 * worst["worst"], worst["label"], worst["total"])  # fmt: skip
+    return folds
 
 
 def check_folds(folds: pd.DataFrame, index: pd.DataFrame) -> None:
@@ -126,12 +149,13 @@ def load_or_make_folds(path: Path | str, index: pd.DataFrame, k: int, seed: int)
     return folds
 
 
-def _patient_traits(index: pd.DataFrame) -> pd.DataFrame:
-    """One row of 0/1 traits per patient: any positive series makes the patient positive."""
+def _series_traits(index: pd.DataFrame) -> pd.DataFrame:
+    """One row of 0/1 traits per series."""
     present = index["present"].fillna(0) > 0
     columns = {
         "present": present,
         **{key: index[key].fillna(0) > 0 for key in LOCATION_KEYS},
+        "series": pd.Series(True, index=index.index),
         **{f"modality {name}": index["modality"] == name for name in MODALITIES},
         # Balanced one by one, the two may still leave all T2 scans with an aneurysm in one fold.
         **{f"{name} with": (index["modality"] == name) & present for name in MODALITIES},
@@ -143,6 +167,11 @@ def _patient_traits(index: pd.DataFrame) -> pd.DataFrame:
         bins = np.digitize(index["age"], edges)
         for i in range(_AGE_BINS):
             columns[f"age {i}"] = (bins == i) & index["age"].notna()
-    traits = pd.DataFrame(columns).astype(int)
-    traits.insert(0, "patient_id", index["patient_id"].astype(str).to_numpy())
-    return pd.DataFrame(traits.groupby("patient_id", sort=True).max())
+    sites = index["site"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    if len(sites) > 1:
+        large = list(sites.index[:_SITES])
+        for name in large:
+            columns[f"site {name}"] = index["site"] == name
+        if len(sites) > _SITES:
+            columns["other site"] = ~index["site"].isin(large)
+    return pd.DataFrame(columns).astype(int)

@@ -95,6 +95,8 @@ class IntraSource(RsnaSource):
         ImportError: VTK is missing, with the way to install it.
     """
 
+    dataset = "intra"
+
     def __init__(
         self,
         meshes: str | Path,

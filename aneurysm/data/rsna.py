@@ -1,31 +1,43 @@
 """The RSNA 2025 intracranial aneurysm data set as it lies on disk: series, labels, points, vessel masks."""
 
-import ast
-import csv
 import dataclasses
 import hashlib
 import logging
-from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
 from aneurysm.data.dicom import find_series, read_series_with_slices
 from aneurysm.data.errors import ReadError
-from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
+from aneurysm.data.labels import LOCATIONS, PRESENT, UNNAMED_VESSEL
+from aneurysm.data.lesions import match_lesions, measure_lesions, merge_points
 from aneurysm.data.nifti import read_mask
+from aneurysm.data.people import parse_age, parse_sex
+from aneurysm.data.rsna_tables import (
+    MODALITY_NAMES,
+    Localizer,
+    contradictions,
+    modality_named,
+    parse_coordinates,
+    parse_label,
+    read_localizers,
+    read_train,
+)
 from aneurysm.data.scan import Case, Grid, Lesion, Scan
 from aneurysm.data.slices import SliceIndex, read_header
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
 
+__all__ = ["MODALITY_NAMES", "RsnaSource", "match_lesions", "measure_lesions", "parse_coordinates"]
+
 log = logging.getLogger(__name__)
 
-MODALITY_NAMES = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2", "MRI T1post": "T1"}
-MATCH_MM = 5.0  # a point belongs to a mask's lesion up to this far outside the lesion's sphere
+# What anonymisers put in the place of every PatientID: series that share it are not of one patient.
+_NOBODY = {"", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "unknown", "none", "removed",
+           "na", "n/a", "0", "xxxx"}  # fmt: skip
 
 
 class RsnaSource:
@@ -33,14 +45,24 @@ class RsnaSource:
 
     Vessel labels are `segmentations/<uid>_cowseg.nii[.gz]` or `segmentations/<uid>/<uid>_cowseg.nii[.gz]`;
     lesion masks, which only our own data sets have, are `..._aneurysm.nii[.gz]` (k inside lesion k).
-    Empty label cells mean unknown (NaN). Series without a folder are logged and left out of the index.
+    Empty label cells mean unknown (NaN). Series without a folder are logged and left out of the index, and
+    so are folders without a row. What labels and localizers say against each other is in column `note`.
+
+    Args:
+        site: goes into column `site`.
+        exclude: series to leave out, or a file that lists them (first column, one per line).
 
     The first use of the index raises ReadError when the root, train.csv or one of its columns is missing.
     """
 
-    def __init__(self, root: Path | str, site: str = "rsna") -> None:
+    dataset = "rsna"
+
+    def __init__(
+        self, root: Path | str, site: str = "rsna", exclude: Sequence[str] | Path | str | None = None
+    ) -> None:
         self.root = Path(root)
         self.site = site
+        self.exclude = exclude
 
     def index(self) -> pd.DataFrame:
         """One row per series on disk (`tables.INDEX`); patients by the PatientID tag of the first image."""
@@ -50,8 +72,9 @@ class RsnaSource:
         """A scan with its vessel labels, lesions and locations.
 
         Lesions come from the lesion mask (centroid, and radius of the sphere of equal volume) with the
-        location of the nearest point; points without a mask give lesions without a radius. What could
-        not be used (a mask that does not fit, a point on a missing image) is in `scan.notes`.
+        location of the nearest point; points without a mask give lesions without a radius. Points at one
+        place are one aneurysm. In a series that is labelled negative there are none. What could not be used
+        (a mask that does not fit, a point on a missing image) is in `scan.notes`.
 
         Raises:
             ReadError: the series is not in the index or its images cannot be read.
@@ -62,7 +85,11 @@ class RsnaSource:
         vessel = self._mask(series_uid, "cowseg", scan.grid, notes)
         aneurysm = self._mask(series_uid, "aneurysm", scan.grid, notes)
         locations = np.array([row[key] for key in LOCATION_KEYS], np.float32)
-        points = self._points(series_uid, slices, notes)
+        if row["present"] == 0:
+            points = []
+        else:
+            points = merge_points(self._points(series_uid, scan, slices, notes), locations, notes)
+        notes += [note for note in self._odd(row) if note not in notes]
         lesions = match_lesions(measure_lesions(aneurysm, scan.grid), points)
         positive = np.flatnonzero(locations == 1)
         if len(lesions) == 1 and lesions[0].location is None and len(positive) == 1:
@@ -94,54 +121,73 @@ class RsnaSource:
         path = self.root / "train.csv"
         if not self.root.is_dir():
             raise ReadError(f"{self.root}: no such folder. Set data.root to the folder that holds train.csv.")
-        table = _read_csv(path, ["SeriesInstanceUID", "Modality", *LABEL_COLUMNS])
+        table = read_train(path)
         listed = [row["SeriesInstanceUID"] for row in table]
-        if repeated := sorted(uid for uid, count in Counter(listed).items() if count > 1):
-            raise ReadError(f"{path}: {len(repeated)} series are listed twice, first {repeated[0]}.")
         on_disk = {p.name for p in (self.root / "series").glob("*") if p.is_dir()}
-        if missing := sorted(set(listed) - on_disk):
-            more = " ..." if len(missing) > 3 else ""
-            log.warning(
-                "%s lists %d series without a folder in series/; left out: %s%s",
-                path, len(missing), ", ".join(missing[:3]), more,
-            )  # fmt: skip
-        table = [row for row in table if row["SeriesInstanceUID"] in on_disk]
-        if not table:
+        _log_some("%s lists %d series without a folder in series/; left out: %s", path, set(listed) - on_disk)
+        _log_some("%s does not list %d folders of series/; left out: %s", path, on_disk - set(listed))
+        stray = set(self._localizers) - set(listed)
+        _log_some("%s: %d series are not in train.csv: %s", self.root / "train_localizers.csv", stray)
+        excluded = self._excluded
+        _log_some("%s: %d series to exclude are not there: %s", path, excluded - set(listed))
+        kept = [row for row in table if row["SeriesInstanceUID"] in on_disk - excluded]
+        if not kept:
             raise ReadError(f"{self.root / 'series'}: none of the {len(listed)} series of train.csv is here.")
-        if unknown := sorted({row["Modality"] for row in table} - set(MODALITY_NAMES)):
-            raise ReadError(f"{path}: unknown Modality {unknown}; expected {sorted(MODALITY_NAMES)}.")
-        return INDEX.conform(pd.DataFrame([self._indexed(row, path) for row in table]))
+        return INDEX.conform(pd.DataFrame([self._indexed(row, path) for row in kept]))
+
+    @cached_property
+    def _excluded(self) -> set[str]:
+        if self.exclude is None:
+            return set()
+        if not isinstance(self.exclude, str | Path):
+            return {str(uid) for uid in self.exclude}
+        path = Path(self.exclude)
+        if not path.is_file():
+            raise ReadError(f"{path}: no such file; `exclude` is a list of series or a file that lists them.")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return {line.split(",")[0].strip() for line in lines if line.strip()}
 
     def _indexed(self, row: dict[str, str], path: Path) -> dict[str, Any]:
         """A row of train.csv as a row of the index."""
-        uid, sex = row["SeriesInstanceUID"], row.get("PatientSex", "").strip().upper()[:1]
-        return {
+        uid = row["SeriesInstanceUID"]
+        labels = [parse_label(row[name], f"{path}, series {uid}: {name}") for name in LOCATIONS]
+        present = parse_label(row[PRESENT], f"{path}, series {uid}: {PRESENT}")
+        points = self._localizers.get(uid, [])
+        has_mask = self._mask_path(uid, "aneurysm") is not None
+        places = len({(p.sop_uid, p.coordinates) for p in points})
+        indexed = {
             "series_uid": uid,
             "patient_id": self._patient(uid),
-            "modality": MODALITY_NAMES[row["Modality"]],
-            "age": _number(row.get("PatientAge", "").rstrip("Yy")),
-            "sex": sex if sex in ("M", "F") else "",
+            "modality": modality_named(row["Modality"]),
+            "age": parse_age(row.get("PatientAge", "")),
+            "sex": parse_sex(row.get("PatientSex", "")),
             "site": self.site,
-            **{
-                key: _label(row[name], f"{path}, series {uid}: {name}")
-                for key, name in zip(LOCATION_KEYS, LOCATIONS, strict=True)
-            },
-            "present": _label(row[PRESENT], f"{path}, series {uid}: {PRESENT}"),
+            **dict(zip(LOCATION_KEYS, labels, strict=True)),
+            "present": present,
+            "dataset": self.dataset,
+            "lesions": 0.0 if present == 0 else float(places or np.nan),
+            "has_vessel_mask": self._mask_path(uid, "cowseg") is not None,
+            "has_aneurysm_mask": has_mask,
+            "path": f"series/{uid}",
         }
+        return {**indexed, "note": "; ".join(self._odd(indexed))}
+
+    def _odd(self, row: dict[str, Any]) -> list[str]:
+        """What the tables say against each other about a row of the index."""
+        labels = [row[key] for key in LOCATION_KEYS]
+        if not self._localizers:  # no table of points: their absence says nothing
+            return contradictions(row["present"], labels, [], True)
+        points = self._localizers.get(str(row["series_uid"]), [])
+        return contradictions(row["present"], labels, points, bool(row["has_aneurysm_mask"]))
 
     @cached_property
-    def _localizers(self) -> dict[str, list[tuple[str, str, str]]]:
-        """Series uid -> (image uid, coordinates as written, location name)."""
+    def _localizers(self) -> dict[str, list[Localizer]]:
+        """Series uid -> its points."""
         path = self.root / "train_localizers.csv"
         if not path.is_file():
             log.warning("%s is missing: lesions are known from masks only", path)
             return {}
-        table = _read_csv(path, ["SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"])
-        points: dict[str, list[tuple[str, str, str]]] = {}
-        for row in table:
-            point = row["SOPInstanceUID"], row["coordinates"], row["location"]
-            points.setdefault(row["SeriesInstanceUID"], []).append(point)
-        return points
+        return read_localizers(path)
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, Any]]:
@@ -154,11 +200,13 @@ class RsnaSource:
 
     def _patient(self, series_uid: str) -> str:
         # Any image of the series names the patient; one series is one patient.
-        first = next((p for p in sorted((self.root / "series" / series_uid).iterdir())), None)
+        files = sorted(p for p in (self.root / "series" / series_uid).iterdir() if p.is_file())
+        first = next((p for p in files if p.suffix.lower() == ".dcm"), files[0] if files else None)
         if first is None:
             return series_uid  # an empty folder: reading the case will say so
         try:
-            return str(read_header(first).get("PatientID") or series_uid)
+            patient = str(read_header(first).get("PatientID") or "").strip()
+            return series_uid if patient.lower() in _NOBODY else patient
         except ReadError as error:
             log.warning("%s", error)
             return series_uid
@@ -194,94 +242,37 @@ class RsnaSource:
         if path is None:
             return None
         try:
-            return read_mask(path, grid)
+            mask = read_mask(path, grid, notes)
+            if kind == "cowseg" and mask.max() > UNNAMED_VESSEL:
+                raise ReadError(f"{path}: vessel label {mask.max()}, expected 0 to 13. Renumber the vessels.")
+            return mask
         except ReadError as error:
             log.warning("%s; the case is used without this mask", error)
             notes.append(f"mask left out: {error}")
             return None
 
-    def _points(self, series_uid: str, slices: SliceIndex, notes: list[str]) -> list[Lesion]:
+    def _points(self, series_uid: str, scan: Scan, slices: SliceIndex, notes: list[str]) -> list[Lesion]:
         points = []
-        for sop_uid, coordinates, location in self._localizers.get(series_uid, []):
+        for point in self._localizers.get(series_uid, []):
             try:
-                x, y, frame = parse_coordinates(coordinates)
-                centre = slices.to_mm(sop_uid, x, y, frame)
+                x, y, frame = parse_coordinates(point.coordinates)
+                centre = slices.to_mm(point.sop_uid, x, y, frame)
+                index = scan.source.to_index(centre)
+                if (index < -1).any() or (index > np.array(scan.source.shape)).any():
+                    raise ReadError(
+                        f"{point.coordinates} on image {point.sop_uid} lies outside the volume; the image is "
+                        "a scout that was dropped, or the coordinates are wrong."
+                    )
             except ReadError as error:
                 log.warning("%s: a localizer was left out: %s", series_uid, error)
                 notes.append(f"localizer left out: {error}")
                 continue
-            if location not in LOCATIONS:
-                notes.append(f"localizer with unknown location {location!r}")
-            points.append(Lesion(centre, None, LOCATIONS.index(location) if location in LOCATIONS else None))
+            place = LOCATIONS.index(point.location) if point.location in LOCATIONS else None
+            points.append(Lesion(centre, None, place))
         return points
 
 
-def parse_coordinates(text: str) -> tuple[float, float, int | None]:
-    """Column, row and 0-based frame from a cell such as "{'x': 258.36, 'y': 261.36, 'f': 12}".
-
-    Raises:
-        ReadError: not a Python dict with finite numbers x and y.
-    """
-    try:
-        point = ast.literal_eval(text)
-        x, y = float(point["x"]), float(point["y"])
-        frame = None if point.get("f") is None else round(float(point["f"]))
-    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ReadError(f"coordinates {text!r} are not of the form {{'x': 1.0, 'y': 2.0}}.") from error
-    if not np.isfinite([x, y]).all():
-        raise ReadError(f"coordinates {text!r} are not finite.")
-    return x, y, frame
-
-
-def measure_lesions(aneurysm: np.ndarray | None, grid: Grid) -> list[Lesion]:
-    """Centroid (RAS mm) and radius of the sphere of equal volume (mm) of every id in a lesion mask."""
-    lesions = []
-    for k in np.unique(aneurysm[aneurysm > 0]) if aneurysm is not None else ():
-        voxels = np.argwhere(aneurysm == k)
-        radius = (3 * len(voxels) * grid.voxel_mm3 / (4 * np.pi)) ** (1 / 3)
-        lesions.append(Lesion(grid.to_mm(voxels.mean(axis=0)), float(radius)))
-    return lesions
-
-
-def match_lesions(measured: list[Lesion], points: list[Lesion]) -> list[Lesion]:
-    """Give measured lesions the locations of their points, one to one and nearest first.
-
-    A point that lies more than `MATCH_MM` outside every measured lesion stays as a lesion of its own.
-    """
-    if not measured or not points:
-        return measured or points
-    distance = np.array([[np.linalg.norm(m.centre_mm - p.centre_mm) for p in points] for m in measured])
-    reach = np.array([(m.radius_mm or 0) + MATCH_MM for m in measured])[:, None]
-    rows, columns = linear_sum_assignment(np.where(distance <= reach, distance, 1e6))
-    matched = {m: p for m, p in zip(rows, columns, strict=True) if distance[m, p] <= reach[m, 0]}
-    lesions = [
-        dataclasses.replace(lesion, location=points[matched[m]].location) if m in matched else lesion
-        for m, lesion in enumerate(measured)
-    ]
-    return lesions + [point for p, point in enumerate(points) if p not in matched.values()]
-
-
-def _read_csv(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """The rows of a table as they are written; empty cells are ''."""
-    if not path.is_file():
-        raise ReadError(f"{path} is missing. The root must be the folder that holds train.csv and series/.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = [{key: cell or "" for key, cell in row.items()} for row in reader]
-    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-        raise ReadError(f"{path}: columns {missing} are missing; it has {reader.fieldnames}.")
-    return rows
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
-
-
-def _label(cell: str, what: str) -> float:
-    value = _number(cell)
-    if value not in (0, 1) and cell.strip() not in ("", "nan", "NaN"):
-        raise ReadError(f"{what} must be 0, 1 or empty, found {cell!r}.")
-    return value
+def _log_some(message: str, path: Path, uids: set[str]) -> None:
+    if uids:
+        more = " ..." if len(uids) > 3 else ""
+        log.warning(message, path, len(uids), ", ".join(sorted(uids)[:3]) + more)

@@ -1,9 +1,13 @@
 """The tables that stages hand to each other: columns, types and units, declared once and checked on read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aneurysm.data.files import replacing
 from aneurysm.data.labels import LOCATIONS
@@ -16,26 +20,44 @@ class Table:
     """A contract for one parquet file."""
 
     name: str
-    columns: dict[str, str]  # column -> pandas dtype
+    columns: Mapping[str, str]  # column -> pandas dtype
+    meanings: Mapping[str, str] = field(default_factory=dict)  # column -> unit and meaning, kept in the file
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # columns that a frame may lack
 
     def conform(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the declared columns with the declared types.
+        """Return the declared columns with the declared types; absent ones get their default.
 
         Raises:
             ValueError: a column is missing or cannot be converted; the message names it.
         """
+        filled = [column for column in self.defaults if column not in frame.columns]
+        if filled:
+            frame = frame.assign(**{column: self.defaults[column] for column in filled})
         missing = [column for column in self.columns if column not in frame.columns]
         if missing:
             raise ValueError(f"The {self.name} table lacks {missing}; it has {list(frame.columns)}.")
         try:
-            return pd.DataFrame(frame[list(self.columns)]).astype(self.columns).reset_index(drop=True)
+            return pd.DataFrame(frame[list(self.columns)]).astype(dict(self.columns)).reset_index(drop=True)
         except (TypeError, ValueError) as error:
             raise ValueError(f"The {self.name} table has a column of the wrong type: {error}") from error
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
-        """Write atomically: a reader sees the old file or the whole new one."""
+        """Write parquet, or .csv by the suffix; a reader sees the old file or the whole new one.
+
+        Every field of a parquet file's schema carries its unit and meaning as metadata `meaning`.
+        """
+        if path.suffix == ".csv":
+            with replacing(path) as part:
+                self.conform(frame).to_csv(part, index=False)
+            return
+        table = pa.Table.from_pandas(self.conform(frame), preserve_index=False)
+        fields = [
+            f.with_metadata({"meaning": self.meanings[f.name]}) if f.name in self.meanings else f
+            for f in table.schema
+        ]
+        schema = pa.schema(fields, metadata=table.schema.metadata)
         with replacing(path) as part:
-            self.conform(frame).to_parquet(part, index=False)
+            pq.write_table(table.cast(schema), part)
 
     def read(self, path: Path) -> pd.DataFrame:
         """Read and check against the contract."""
@@ -44,18 +66,48 @@ class Table:
         return self.conform(pd.read_parquet(path))
 
 
-# One row per series: what exists and what is known about it. Unknown labels are NaN.
+# One row per series: what exists and what is known about it. Unknown labels are NaN, unknown texts empty.
 INDEX = Table(
     "index",
     {
         "series_uid": "str",
         "patient_id": "str",
-        "modality": "str",  # CTA, MRA, T1, T2
-        "age": "float32",  # years, NaN when missing
-        "sex": "str",  # M, F, or empty
+        "modality": "str",
+        "age": "float32",
+        "sex": "str",
         "site": "str",
-        **dict.fromkeys(LOCATION_KEYS, "float32"),  # 0, 1, NaN unknown
-        "present": "float32",  # 0, 1, NaN unknown
+        **dict.fromkeys(LOCATION_KEYS, "float32"),
+        "present": "float32",
+        "dataset": "str",
+        "lesions": "float32",
+        "has_vessel_mask": "bool",
+        "has_aneurysm_mask": "bool",
+        "path": "str",
+        "note": "str",
+    },
+    meanings={
+        "series_uid": "DICOM SeriesInstanceUID, or the name of the file",
+        "patient_id": "folds never part the series of one patient",
+        "modality": "CTA, MRA, T1 or T2",
+        "age": "years; NaN unknown",
+        "sex": "M, F or empty",
+        "site": "where it was acquired; folds are balanced by it",
+        **{key: f"{name}: 0, 1, or NaN unknown" for key, name in zip(LOCATION_KEYS, LOCATIONS, strict=True)},
+        "present": "any aneurysm: 0, 1, or NaN unknown",
+        "dataset": "which kind of source it came from",
+        "lesions": "number of annotated aneurysms (points or masks); NaN unknown",
+        "has_vessel_mask": "a vessel mask lies beside the series",
+        "has_aneurysm_mask": "a lesion mask lies beside the series",
+        "path": "file or folder of the images, relative to the root of the source",
+        "note": "what is odd about the series as far as the tables tell; empty when nothing is",
+    },
+    defaults={
+        "dataset": "",
+        "lesions": float("nan"),
+        "has_vessel_mask": False,
+        "has_aneurysm_mask": False,
+        "path": "",
+        "note": "",
     },
 )
 

@@ -88,6 +88,8 @@ class PhantomSource(RsnaSource):
         jobs: processes that write.
     """
 
+    dataset = "phantom"
+
     def __init__(
         self,
         root: str | Path,
