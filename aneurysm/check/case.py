@@ -228,7 +228,7 @@ def _check_nifti_header(path: Path, found: Collector) -> None:
 
 def _with_scan(facts: Facts, scan: Scan, started: float) -> Facts:
     # A pixel in four tells two exports of one series from two series just as well.
-    digest = hashlib.blake2b(np.ascontiguousarray(scan.volume[:, ::2, ::2]), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(np.ascontiguousarray(scan.volume[:, ::2, ::2]).data, digest_size=16).hexdigest()
     spacing = tuple(round(float(s), 4) for s in scan.grid.spacing)
     return dataclasses.replace(
         facts,

@@ -143,6 +143,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "CT is not in Hounsfield units",
         "Check RescaleSlope and RescaleIntercept, or convert again without windowing.",
     ),
+    "ct-without-air": Problem(
+        WARNING,
+        "CT whose air was cut off",
+        "A window was applied, or the background was erased: convert again with all values.",
+    ),
     "negative-mr": Problem(
         WARNING,
         "MR with many negative values",

@@ -92,13 +92,10 @@ def check_headers(headers: dict[Path, Dataset], header_bytes: dict[Path, int], f
     ]
     if unknown:
         found.add("missing-tags", f"Missing: {', '.join(unknown)}.")
-    short = [
-        (path, *size)
-        for path, header in headers.items()
-        if (size := _cut_off(path, header, header_bytes[path]))
-    ]
+    sizes = {path: _cut_off(path, header, header_bytes[path]) for path, header in headers.items()}
+    short = [(path, size) for path, size in sizes.items() if size]
     if short:
-        path, stored, needed = short[0]
+        path, (stored, needed) = short[0]
         text = f"{len(short)} file(s), first {path.name}: {stored} of {needed} bytes."
         found.add("truncated-file", text)
     slopes = {

@@ -18,6 +18,7 @@ _LEAST_SOFT: Final = 0.05
 _DENSE_HU: Final = 900.0
 _MOST_DENSE: Final = 0.15
 AIR_HU: Final = -300.0
+_MOST_AT_FLOOR: Final = 0.1  # share at the lowest value; in a crop without air it is reached by single voxels
 # Air in MR is noise: a few percent of the bright tissue. Flow voids and bone lie at 5 to 15 %.
 AIR_SHARE_OF_BRIGHT: Final = 0.08
 # The largest value stands out once (a vessel, a clip). One voxel in a hundred at it: values were cut.
@@ -93,6 +94,8 @@ def _check_hounsfield(levels: Levels, found: Collector) -> None:
         found.add("not-hounsfield", f"Only {soft:.1%} of the voxels have values of soft tissue; {span}.")
     elif dense > _MOST_DENSE and lowest > -200:
         found.add("not-hounsfield", f"{dense:.0%} of the voxels lie above 900 and none is air; {span}.")
+    elif lowest > AIR_HU and (floor := float((sample == sample.min()).mean())) > _MOST_AT_FLOOR:
+        found.add("ct-without-air", f"{floor:.0%} of the voxels have the lowest value, {lowest:g}; {span}.")
     elif levels.top - lowest < 150:  # less than from fluid to contrasted blood
         found.add("not-hounsfield", f"The values span too little for a head: {span}.")
 

@@ -20,7 +20,7 @@ from aneurysm.data.scan import Grid
 
 _SHELL_MM: Final = (1.5, 5.0)  # beyond the partial volume of the border, within the same surroundings
 # Share of vessel voxels brighter than the middle of their surroundings: above 0.9 in CTA and time of flight
-# where the mask fits (0.99 in phantoms), 0.4 to 0.78 where it was moved or mirrored, as vessels are still near.
+# where the mask fits (0.99 in phantoms), 0.4 to 0.9 where it was moved or mirrored: vessels are still near.
 _LEAST_BRIGHTER: Final = 0.6
 # Between the two a mask may be coarse. It is misplaced when it fits clearly better elsewhere.
 _FITS: Final = 0.85
@@ -47,8 +47,9 @@ def load_mask(path: Path, grid: Grid, source: Grid, found: Collector) -> np.ndar
             if not isinstance(image, SpatialImage):
                 found.add("mask-unreadable", f"{path.name} is no image.")
                 return None
-            shape = tuple(n for n in image.shape if n > 1) if len(image.shape) > 3 else image.shape
-            own = Grid((shape[0], shape[1], shape[2]), np.asarray(image.affine, np.float64))
+            # A file may keep further axes of length one.
+            i, j, k = (*image.shape, 1, 1, 1)[:3]
+            own = Grid((i, j, k), np.asarray(image.affine, np.float64))
             labels = None
     except Exception as error:  # nibabel raises many types on broken files
         found.add("mask-unreadable", f"{path.name}: {' '.join(str(error).split())[:200]}")
@@ -154,14 +155,10 @@ def _best_elsewhere(
     marked = np.argwhere(vessel)
     best = ("", 0.0)
     for axis, name in enumerate(_AXES):
-        places = [
-            (
-                f"mirrored along {name}",
-                np.where(np.arange(3) == axis, vessel.shape[axis] - 1 - marked, marked),
-            )
-        ]
+        along = np.arange(3) == axis
+        places = [(f"mirrored along {name}", np.where(along, vessel.shape[axis] - 1 - marked, marked))]
         for mm in (*_MOVES_MM, *(-m for m in _MOVES_MM)):
-            moved = marked + np.rint(np.where(np.arange(3) == axis, mm / grid.spacing[axis], 0)).astype(int)
+            moved = marked + np.rint(np.where(along, mm / grid.spacing[axis], 0)).astype(int)
             places.append((f"moved by {mm:+g} mm along {name}", moved))
         for words, place in places:
             inside = place[((place >= 0) & (place < vessel.shape)).all(axis=1)]

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 from pydicom import Dataset
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
@@ -98,7 +98,7 @@ def check_point_on_vessel(
     own = np.argwhere(vessel == VESSEL_LABEL[LOCATIONS.index(location)])
     if not len(own):
         return
-    distance = float(cKDTree(grid.to_mm(own)).query(mm)[0])
+    distance = float(KDTree(grid.to_mm(own)).query(mm)[0])
     if distance > FAR_FROM_VESSEL_MM:
         found.add(
             "localizer-far-from-vessel", f"'{location}' lies {distance:.1f} mm from that artery in the mask."

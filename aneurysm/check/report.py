@@ -85,9 +85,9 @@ def write_html(result: Result, path: Path) -> Path:
     for finding in result.findings:  # worst first
         worst.setdefault(finding.series_uid, finding.severity)
     of_case = Counter(finding.series_uid for finding in result.findings)
-    problems: dict[str, list[Finding]] = {}
+    problems: dict[tuple[Severity, str], list[Finding]] = {}  # a repaired fault is less severe
     for finding in result.findings:
-        problems.setdefault(finding.code, []).append(finding)
+        problems.setdefault((finding.severity, finding.code), []).append(finding)
     clean = sum(
         case.series_uid not in worst or worst[case.series_uid] == Severity.NOTE for case in result.cases
     )

@@ -9,6 +9,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 from rich.console import Console
@@ -115,14 +116,15 @@ def _pooled(left: dict[int, Item], jobs: int, work: Work) -> Iterator[tuple[int,
     # The workers' own threads would fight for the same cores.
     env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with ProcessPoolExecutor(min(jobs, len(left)), env=env) as pool:
-        futures = {pool.submit(_guarded, work, item): number for number, item in left.items()}
+        futures: dict[Any, int] = {pool.submit(_guarded, work, item): n for n, item in left.items()}
         for future in as_completed(futures):
             try:
                 outcome = future.result()
             except BrokenProcessPool:
                 continue
-            del left[futures[future]]
-            yield futures[future], outcome
+            number = futures[future]
+            del left[number]
+            yield number, outcome
 
 
 def _guarded(work: Work, item: Item) -> Outcome:
