@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         layout = find_layout(options.root, options.kind)
     except UserError as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False)
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     console.print(
         f"{layout.root}: {len(layout.items)} case(s), {KIND_NAMES[layout.kind]}",

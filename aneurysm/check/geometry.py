@@ -166,7 +166,7 @@ def _check_tags(stack: list[Slice], headers: dict[Path, Dataset], found: Collect
     if any(s.frame is not None for s in stack):
         return
     positions = np.array([s.position @ stack[0].normal for s in stack])
-    step = float(np.median(np.diff(positions)))
+    step = float(positions[-1] - positions[0]) / (len(stack) - 1)
     try:
         tagged = abs(float(headers[stack[0].path].get("SpacingBetweenSlices") or 0))
         numbers = [int(headers[s.path].get("InstanceNumber") or 0) for s in stack]

@@ -78,7 +78,7 @@ def is_label_map(levels: Levels) -> bool:
     """Whether the values are a few whole numbers and mostly zero: labels that were given as an image."""
     values = np.unique(levels.sample)
     return (
-        len(values) <= 41
+        1 < len(values) <= 41
         and bool((values == np.rint(values)).all())
         and float((levels.sample == 0).mean()) > 0.5
     )

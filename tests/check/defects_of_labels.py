@@ -226,11 +226,12 @@ def _(series: Series) -> None:
 # Across cases
 
 
-@defect("duplicate-images", also=("localizer-unknown-image",), positive=False)
-def _(series: Series) -> None:
-    # The images of a clean series under the UIDs of this one; labels and masks stay as they are.
-    other = series.copy.spare[1]
+def show_images_of(other: Series, series: Series, same_fold: bool) -> None:
+    """The images of a clean series under the UIDs of this one, without its masks."""
     uid, patient = series.uid, series.patient
+    folds = dict(series.copy.folds)
+    folds[patient] = folds[other.patient] if same_fold else 1 - folds[other.patient]
+    series.copy.folds[:] = folds.items()
     shutil.rmtree(series.folder)
     series.folder.mkdir()
     for i, path in enumerate(other.files):
@@ -238,11 +239,21 @@ def _(series: Series) -> None:
         slice_.SeriesInstanceUID, slice_.PatientID = uid, patient
         slice_.StudyInstanceUID = f"{uid[:-4]}.9"
         slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = f"{uid[:-4]}.{i}"
-        slice_.save_as(series.folder / f"{uid}.{i}.dcm", enforce_file_format=True)
+        slice_.save_as(series.folder / f"{uid[:-4]}.{i}.dcm", enforce_file_format=True)
     for kind in ("cowseg", "aneurysm"):
         series.mask(kind).unlink()
     for key in ("Modality", "PatientAge", "PatientSex", *LABEL_COLUMNS):
         series.row[key] = other.row[key]
+
+
+@defect("duplicate-images", positive=False)
+def _(series: Series) -> None:
+    show_images_of(series.copy.spare[1], series, same_fold=True)
+
+
+@defect("duplicate-across-folds", positive=False)
+def _(series: Series) -> None:
+    show_images_of(series.copy.spare[2], series, same_fold=False)
 
 
 @defect("patient-in-two-folds", positive=False)

@@ -26,7 +26,7 @@ def plant(clean: Path, root: Path, codes: Collection[str] | None = None) -> dict
         codes: which defects; all when None.
 
     Returns:
-        series uid -> code. The first two series that fit no special need stay clean, and so do all others.
+        series uid -> code. All other series stay clean.
 
     Raises:
         ValueError: too few series of the kinds that the defects need.
@@ -46,10 +46,11 @@ def plant(clean: Path, root: Path, codes: Collection[str] | None = None) -> dict
         free.remove(series)
         chosen[code] = series
     copy.spare = [series for series in free if series.row[PRESENT] == "0"]
-    if len(copy.spare) < 2:
-        raise ValueError("Two negative series must stay clean. Use more patients.")
-    for code, series in chosen.items():
-        CODES[code](series)
+    if len(copy.spare) < 3:
+        raise ValueError("Three negative series must stay clean. Use more patients.")
+    # Folds last, as defects of images deal the folds of their patients anew.
+    for code in sorted(chosen, key=lambda code: "-fold" in code and not code.startswith("duplicate")):
+        CODES[code](chosen[code])
     _write(root / "train.csv", copy.train, list(copy.train[0]))
     _write(root / "train_localizers.csv", copy.points, list(copy.points[0]))
     with (root / "folds.csv").open("w", newline="") as file:
