@@ -5,9 +5,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,37 +95,55 @@ def check_data(
 
 
 def _outcomes(items: Sequence[Item], jobs: int, work: Work) -> Iterator[tuple[int, Outcome]]:
-    """(number, outcome) as cases finish; a case that kills its process is found by running it alone."""
+    """(number, outcome) as cases finish.
+
+    When a process dies, the few cases that were under way are run again one by one, so that the one that
+    killed it is known and the others are not lost.
+    """
     if jobs <= 1 or len(items) <= 1:
         for number, item in enumerate(items):
             yield number, _guarded(work, item)
         return
-    left = dict(enumerate(items))
-    for number, outcome in _pooled(left, jobs, work):
-        yield number, outcome
-    for number, item in list(left.items()):
-        for _, outcome in _pooled(one := {number: item}, 1, work):
-            yield number, outcome
-        if one:
-            collector = Collector(item.series_uid, item.patient_id)
-            collector.add("worker-died", f"The process that read {item.files[0].parent} was killed.")
-            yield number, [(collector, Facts(item.series_uid, item.patient_id))]
+    waiting = dict(enumerate(items))
+    while waiting:
+        suspects: dict[int, Item] = {}
+        yield from _pooled(waiting, jobs, work, suspects)
+        while suspects:
+            alone: dict[int, Item] = {}
+            yield from _pooled(suspects, 1, work, alone)
+            for number, item in alone.items():
+                collector = Collector(item.series_uid, item.patient_id)
+                collector.add("worker-died", f"The process that read {item.files[0].parent} was killed.")
+                yield number, [(collector, Facts(item.series_uid, item.patient_id))]
 
 
-def _pooled(left: dict[int, Item], jobs: int, work: Work) -> Iterator[tuple[int, Outcome]]:
-    """Outcomes of a pool of processes; takes them out of `left`, and ends early when a process dies."""
+def _pooled(
+    waiting: dict[int, Item], jobs: int, work: Work, lost: dict[int, Item]
+) -> Iterator[tuple[int, Outcome]]:
+    """Outcomes of a pool of processes; takes them out of `waiting`.
+
+    Ends early when a process dies: the cases under way are then moved from `waiting` to `lost`.
+    """
     # The workers' own threads would fight for the same cores.
     env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with ProcessPoolExecutor(min(jobs, len(left)), env=env) as pool:
-        futures: dict[Any, int] = {pool.submit(_guarded, work, item): n for n, item in left.items()}
-        for future in as_completed(futures):
-            try:
-                outcome = future.result()
-            except BrokenProcessPool:
-                continue
-            number = futures[future]
-            del left[number]
-            yield number, outcome
+    under_way: dict[Any, int] = {}
+    with ProcessPoolExecutor(min(jobs, len(waiting)), env=env) as pool:
+        queue = iter(list(waiting))
+        while True:
+            # One more than there are processes keeps them busy; alone means alone.
+            for number in islice(queue, jobs + (jobs > 1) - len(under_way)):
+                under_way[pool.submit(_guarded, work, waiting[number])] = number
+            if not under_way:
+                return
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    number = under_way.pop(future)
+                    del waiting[number]
+                    yield number, future.result()
+            if any(future in under_way for future in done):
+                lost.update({number: waiting.pop(number) for number in under_way.values()})
+                return
 
 
 def _guarded(work: Work, item: Item) -> Outcome:
