@@ -180,6 +180,8 @@ def _unreadable(message: str, found: Collector) -> None:
 
 def _check_scan(scan: Scan, modality: str | None, stored_axis: int, found: Collector) -> intensities.Levels:
     """Geometry, values and orientation; `stored_axis` of `scan.source` counts the slices."""
+    if scan.notes:
+        found.add("reader-notes", "; ".join(scan.notes))
     levels = intensities.measure_levels(scan.volume)
     geometry.check_grid(scan.source, found)
     # World x, y, z are the axes w, h, d of the canonical volume.

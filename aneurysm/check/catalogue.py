@@ -171,6 +171,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "looks-like-labels": Problem(
         NOTE, "A label map, not an image", "Name it *_seg or *_mask beside its image if it belongs to one."
     ),
+    "reader-notes": Problem(
+        NOTE,
+        "What the reader did",
+        "Nothing to do; check that you agree with what was dropped, repaired or guessed.",
+    ),
     # Tables
     "table-missing": Problem(
         FATAL, "train.csv is missing", "Give the folder that holds train.csv and series/."

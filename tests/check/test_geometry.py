@@ -57,7 +57,7 @@ def test_a_clean_series(series: Path) -> None:
 
 def test_jitter_is_a_note_and_a_gap_is_fatal(series: Path) -> None:
     edit(series, lambda s, i: move(s, 0.1 * (-1) ** i))
-    assert codes(series) == {"uneven-gaps": "note"}
+    assert codes(series) == {"uneven-gaps": "note", "reader-notes": "note"}  # interpolated
     edit(series, lambda s, i: move(s, 3.0 if i > 12 else 0))
     assert codes(series) == {"missing-slices": "fatal"}
 
