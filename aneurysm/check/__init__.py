@@ -1,0 +1,1 @@
+"""What is wrong with a data set, case by case: run `python -m aneurysm.check <root>`."""
