@@ -192,10 +192,9 @@ def _unusual(path: Path, file: BinaryIO, bare: bool) -> Header:
         raise InvalidDicomError
     implicit, little = bool(tags.original_encoding[0]), tags.original_encoding[1] is not False
     syntax = tags.file_meta.get("TransferSyntaxUID")
-    guessed = (
-        ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    )
-    elements: Elements = {tag: tags.get_item(tag) for tag in tags.keys()}
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    guessed = ImplicitVRLittleEndian if implicit else explicit
+    elements: Elements = {tag + 0: tags.get_item(tag) for tag in list(tags.keys())}
     header = Header(path, elements, UID(str(syntax or guessed)), implicit, little, file.tell())
     header.has_meta = bool(syntax)
     return header

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
+import gdcm
 import numpy as np
 import rle
 from pydicom import dcmread
@@ -188,6 +189,10 @@ def _encapsulated(file: BinaryIO, length: int, header: Header, layout: PixelForm
             decoded = rle.decode_pixel_data(frame, version=2, **options)
             yield np.frombuffer(decoded, layout.dtype).reshape(layout.shape)
         return
+    if header.syntax == JPEGExtended12Bit and layout.stored > 8:
+        for frame in islice(generate_frames(file, number_of_frames=layout.frames), layout.frames):
+            yield _extended_jpeg(frame, layout)
+        return
     if header.syntax not in _PLUGINS:
         raise ReadError(
             f"{header.path}: the compression {header.syntax.name} is no known image format. "
@@ -209,6 +214,29 @@ def _encapsulated(file: BinaryIO, length: int, header: Header, layout: PixelForm
     )
     for image, _ in islice(arrays, layout.frames):
         yield image
+
+
+def _extended_jpeg(frame: bytes, layout: PixelFormat) -> np.ndarray:
+    """12-bit lossy JPEG, which pydicom does not hand to GDCM."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((layout.shape[1], layout.shape[0], 1))
+    image.SetDataElement(element)
+    grey = gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    image.SetPhotometricInterpretation(grey)
+    syntax = gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4)
+    image.SetTransferSyntax(syntax)
+    image.SetPixelFormat(
+        gdcm.PixelFormat(1, layout.allocated, layout.stored, layout.high_bit, int(layout.signed))
+    )
+    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")  # the binding calls bytes a string
+    return np.frombuffer(decoded, layout.dtype).reshape(layout.shape)
 
 
 def _check_fragments(file: BinaryIO, header: Header) -> None:
