@@ -45,6 +45,7 @@ _SYNTAX, _CHARSET = 0x00020010, 0x00080005
 _LITTLE_ENDIAN = {str(u): u for u in AllTransferSyntaxes if u.is_little_endian and not u.is_deflated}
 _FIRST_PIXEL_TAG = 0x7FE00008  # FloatPixelData, DoubleFloatPixelData and PixelData follow each other
 _MAGIC_AT = 128
+_LONGEST = 128  # characters of a UID or a code string
 # A data set without file meta information starts in group 0002 or 0008.
 _BARE_STARTS = (
     b"\x02\0\0\0",
@@ -98,11 +99,10 @@ class Header:
         return dataset
 
     def text(self, keyword: str) -> str:
-        """A tag of plain characters, '' when it is absent or empty."""
+        """A tag of plain characters, '' when it is absent or empty; cut where a broken file makes it long."""
         value = self._raw(keyword)
-        if isinstance(value, bytes):
-            return _text(value)
-        return "" if value is None else str(value).strip()
+        text = "" if value is None else _text(value)
+        return text if text.isprintable() and len(text) <= _LONGEST else repr(text[:_LONGEST])
 
     def numbers(self, keyword: str) -> tuple[float, ...] | None:
         """A tag of decimal numbers, None when it is absent or empty."""

@@ -1,7 +1,7 @@
 """Stored pixel values of DICOM files, image by image, so that memory holds one image beside the volume.
 
 Uncompressed images are read straight from their place in the file into one buffer. Compressed ones go
-through permissively licensed decoders: pylibjpeg-rle, CharLS, OpenJPEG, and GDCM for all JPEG processes.
+through permissively licensed decoders: pylibjpeg-rle, CharLS, OpenJPEG, and libjpeg-turbo for all JPEG.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-import gdcm
+import imagecodecs
 import numpy as np
 import rle
 from pydicom import dcmread
@@ -35,8 +35,8 @@ from pydicom.uid import (
 from aneurysm.data.errors import ReadError
 from aneurysm.data.headers import Header, broken_as_read_error, skip_element_start
 
+_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _PLUGINS = {  # transfer syntax: pydicom's name of the decoder
-    JPEGBaseline8Bit: "gdcm", JPEGExtended12Bit: "gdcm", JPEGLossless: "gdcm", JPEGLosslessSV1: "gdcm",
     JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls",
     JPEG2000Lossless: "pylibjpeg", JPEG2000: "pylibjpeg",
     HTJ2KLossless: "pylibjpeg", HTJ2KLosslessRPCL: "pylibjpeg", HTJ2K: "pylibjpeg",
@@ -183,15 +183,10 @@ def _encapsulated(file: BinaryIO, length: int, header: Header, layout: PixelForm
     if length != _UNDEFINED:
         raise ReadError(f"{header.path}: uncompressed pixels in a file that says {header.syntax.name}.")
     _check_fragments(file, header)
-    if header.syntax == RLELossless:
-        options = {"rows": layout.shape[0], "columns": layout.shape[1], "bits_allocated": layout.allocated}
+    if header.syntax == RLELossless or header.syntax in _JPEG:
+        decode = _rle if header.syntax == RLELossless else _jpeg
         for frame in islice(generate_frames(file, number_of_frames=layout.frames), layout.frames):
-            decoded = rle.decode_pixel_data(frame, version=2, **options)
-            yield np.frombuffer(decoded, layout.dtype).reshape(layout.shape)
-        return
-    if header.syntax == JPEGExtended12Bit and layout.stored > 8:
-        for frame in islice(generate_frames(file, number_of_frames=layout.frames), layout.frames):
-            yield _extended_jpeg(frame, layout)
+            yield decode(frame, layout)
         return
     if header.syntax not in _PLUGINS:
         raise ReadError(
@@ -216,27 +211,23 @@ def _encapsulated(file: BinaryIO, length: int, header: Header, layout: PixelForm
         yield image
 
 
-def _extended_jpeg(frame: bytes, layout: PixelFormat) -> np.ndarray:
-    """12-bit lossy JPEG, which pydicom does not hand to GDCM."""
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(frame)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((layout.shape[1], layout.shape[0], 1))
-    image.SetDataElement(element)
-    grey = gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    image.SetPhotometricInterpretation(grey)
-    syntax = gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4)
-    image.SetTransferSyntax(syntax)
-    image.SetPixelFormat(
-        gdcm.PixelFormat(1, layout.allocated, layout.stored, layout.high_bit, int(layout.signed))
-    )
-    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")  # the binding calls bytes a string
+def _rle(frame: bytes, layout: PixelFormat) -> np.ndarray:
+    options = {"rows": layout.shape[0], "columns": layout.shape[1], "bits_allocated": layout.allocated}
+    try:
+        decoded = rle.decode_pixel_data(frame, version=2, **options)
+    except BaseException as error:  # a panic of the Rust code is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise ValueError(str(error)) from error
     return np.frombuffer(decoded, layout.dtype).reshape(layout.shape)
+
+
+def _jpeg(frame: bytes, layout: PixelFormat) -> np.ndarray:
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):  # the decoder would fill up the rest
+        raise ValueError("its JPEG image has no end")
+    image = imagecodecs.jpeg8_decode(frame)
+    same_size = image.dtype.itemsize == layout.dtype.itemsize
+    return image.view(layout.dtype) if same_size else image.astype(layout.dtype)
 
 
 def _check_fragments(file: BinaryIO, header: Header) -> None:

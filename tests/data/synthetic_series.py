@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import gdcm
+import imagecodecs
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
@@ -79,32 +80,25 @@ def write_series(
     return paths
 
 
-_BY_GDCM = {
-    "1.2.840.10008.1.2.4.50": gdcm.TransferSyntax.JPEGBaselineProcess1,
-    "1.2.840.10008.1.2.4.51": gdcm.TransferSyntax.JPEGExtendedProcess2_4,
-    "1.2.840.10008.1.2.4.57": gdcm.TransferSyntax.JPEGLosslessProcess14,
-    "1.2.840.10008.1.2.4.70": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+JPEG = {  # transfer syntax: options of the encoder
+    "1.2.840.10008.1.2.4.50": {"level": 100},
+    "1.2.840.10008.1.2.4.51": {"level": 100},
+    "1.2.840.10008.1.2.4.57": {"lossless": True, "predictor": 4},
+    "1.2.840.10008.1.2.4.70": {"lossless": True, "predictor": 1},
 }
 
 
 def transcode(path: Path, syntax: UID) -> None:
     """Store an uncompressed file in another transfer syntax."""
-    if str(syntax) in _BY_GDCM:
-        reader = gdcm.ImageReader()
-        reader.SetFileName(str(path))
-        assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(_BY_GDCM[str(syntax)]))
-        change.SetInput(reader.GetImage())
-        assert change.Change(), "GDCM cannot encode this"
-        writer = gdcm.ImageWriter()
-        writer.SetFileName(str(path))  # empties the file: not before it was read
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        assert writer.Write()
-        return
     ds = dcmread(path)
-    if syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+    if str(syntax) in JPEG:
+        pixels = np.frombuffer(ds.PixelData, f"<u{ds.BitsAllocated // 8}").reshape(ds.Rows, ds.Columns)
+        pixels = pixels & ((1 << ds.BitsStored) - 1)
+        frame = imagecodecs.jpeg8_encode(pixels, bitspersample=ds.BitsStored, **JPEG[str(syntax)])
+        ds.PixelData = encapsulate([frame])
+        ds["PixelData"].VR = "OB"
+        ds.file_meta.TransferSyntaxUID = syntax
+    elif syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
         ds.compress(syntax, generate_instance_uid=False)
     else:
         assert syntax in (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)

@@ -60,6 +60,20 @@ def test_lossy_jpeg_is_near(tmp_path, syntax, bits):
     np.testing.assert_allclose(read_series(tmp_path).volume, stored[:, ::-1, ::-1], atol=2)
 
 
+def test_jpeg_without_its_end_is_refused(tmp_path):
+    """Cut before it was wrapped: the file itself is complete."""
+    stored = smooth(12, signed=False)
+    files = write_series(tmp_path, stored, change=bits_of(stored, 12))
+    for path in files:
+        transcode(path, JPEGLosslessSV1)
+    ds = dcmread(files[2])
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    ds.PixelData = encapsulate([frame[: len(frame) // 2]])
+    ds.save_as(files[2])
+    with pytest.raises(ReadError, match=r"002.dcm: .* no end"):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize(
     "syntax", [RLELossless, JPEGLSLossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword
 )
