@@ -45,6 +45,7 @@ _PIXEL_DATA = 0x7FE00010
 _FLOATS = {0x7FE00008: np.dtype(np.float32), 0x7FE00009: np.dtype(np.float64)}
 _KINDS = (_PIXEL_DATA, *_FLOATS)
 _UNDEFINED = 0xFFFFFFFF
+_TRAILING = 1024  # some writers fill up the pixel data to a round number of bytes
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
@@ -123,7 +124,7 @@ def stored_images(header: Header, layout: PixelFormat, remarks: Counter[str]) ->
     """
     problem = f"the pixels ({header.syntax.name}) cannot be decoded; the file is truncated or damaged"
     with broken_as_read_error(header.path, problem):
-        for image in _raw_images(header, layout):
+        for image in _raw_images(header, layout, remarks):
             if image.shape != layout.shape:
                 raise ReadError(
                     f"{header.path}: pixels are {image.shape} but the header says {layout.shape}. "
@@ -132,9 +133,9 @@ def stored_images(header: Header, layout: PixelFormat, remarks: Counter[str]) ->
             yield _values(image, layout, remarks)
 
 
-def _raw_images(header: Header, layout: PixelFormat) -> Iterator[np.ndarray]:
+def _raw_images(header: Header, layout: PixelFormat, remarks: Counter[str]) -> Iterator[np.ndarray]:
     if header.deflated or (layout.allocated == 8 and not header.little):
-        yield from _by_pydicom(header, layout)
+        yield from _by_pydicom(header, layout, remarks)
         return
     with open(header.path, "rb", buffering=0) as file:
         file.seek(header.pixels_at)
@@ -146,15 +147,15 @@ def _raw_images(header: Header, layout: PixelFormat) -> Iterator[np.ndarray]:
         if header.syntax.is_encapsulated:
             yield from _encapsulated(file, length, header, layout)
         else:
-            yield from _plain(file, tag, length, header, layout)
+            yield from _plain(file, tag, length, header, layout, remarks)
 
 
 def _plain(
-    file: BinaryIO, tag: int, length: int, header: Header, layout: PixelFormat
+    file: BinaryIO, tag: int, length: int, header: Header, layout: PixelFormat, remarks: Counter[str]
 ) -> Iterator[np.ndarray]:
     dtype = layout.dtype if tag == _PIXEL_DATA else _FLOATS[tag]
     image = np.empty(layout.shape, dtype if header.little else dtype.newbyteorder(">"))
-    _check_length(length, image.nbytes, header, layout)
+    _check_length(length, image.nbytes, header, layout, remarks)
     memory = memoryview(image).cast("B")
     for _ in range(layout.frames):
         done = 0
@@ -167,9 +168,12 @@ def _plain(
         yield image if header.little else image.astype(dtype)
 
 
-def _check_length(length: int, per_image: int, header: Header, layout: PixelFormat) -> None:
+def _check_length(
+    length: int, per_image: int, header: Header, layout: PixelFormat, remarks: Counter[str]
+) -> None:
     expected = per_image * layout.frames
-    if expected <= length < expected + per_image // layout.shape[0]:  # writers pad by a few bytes
+    if expected <= length < expected + min(per_image, _TRAILING):
+        remarks["trailing"] += length > expected + 1  # one byte makes the length even
         return
     if length == _UNDEFINED:
         raise ReadError(f"{header.path}: compressed pixels in a file that says {header.syntax.name}.")
@@ -248,14 +252,13 @@ def _check_fragments(file: BinaryIO, header: Header) -> None:
     file.seek(begin)
 
 
-def _by_pydicom(header: Header, layout: PixelFormat) -> Iterator[np.ndarray]:
+def _by_pydicom(header: Header, layout: PixelFormat, remarks: Counter[str]) -> Iterator[np.ndarray]:
     """Rare encodings, with the whole file in memory."""
     dataset = dcmread(header.path)
     if "PixelData" not in dataset:
         raise ReadError(f"{header.path}: no pixel data (a truncated or header-only file). Export it again.")
-    _check_length(
-        len(dataset.PixelData), layout.shape[0] * layout.shape[1] * layout.allocated // 8, header, layout
-    )
+    per_image = layout.shape[0] * layout.shape[1] * layout.allocated // 8
+    _check_length(len(dataset.PixelData), per_image, header, layout, remarks)
     pixels = dataset.pixel_array
     yield from pixels.reshape(layout.frames, *layout.shape)
 

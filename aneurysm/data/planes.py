@@ -131,6 +131,8 @@ class Planes:
             notes.append(f"bits outside the stored ones (an overlay?) were cut off in {n} images")
         if n := remarks["padding"]:
             notes.append(f"padding, stored as a high value, was set to the lowest value in {n} images")
+        if n := remarks["trailing"]:
+            notes.append(f"bytes behind the pixels were passed over in {n} files")
         if n := remarks["inverted"]:
             what = "values are Hounsfield units all the same" if self.ct else "values were inverted"
             notes.append(f"{n} images are MONOCHROME1; {what}")
@@ -162,9 +164,8 @@ class _Writer:
         if slope == 1:
             np.add(image, np.float32(intercept), out=out, casting="same_kind")
         else:
-            np.multiply(image, np.float32(slope), out=out, casting="same_kind")
-            if intercept:
-                out += np.float32(intercept)
+            # In float64, so that the result is the rounded true value, as other readers give it.
+            out[...] = np.multiply(image, slope, dtype=np.float64) + intercept
 
     def flush(self) -> None:
         if self._block is not None and self._count:
