@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-import rle
 from pydicom import dcmread
 from pydicom.encaps import generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -31,6 +30,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
+from rle.utils import decode_pixel_data as decode_rle
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.headers import Header, broken_as_read_error, skip_element_start
@@ -156,7 +156,7 @@ def _plain(
     dtype = layout.dtype if tag == _PIXEL_DATA else _FLOATS[tag]
     image = np.empty(layout.shape, dtype if header.little else dtype.newbyteorder(">"))
     _check_length(length, image.nbytes, header, layout, remarks)
-    memory = memoryview(image).cast("B")
+    memory = image.data.cast("B")
     for _ in range(layout.frames):
         done = 0
         while done < image.nbytes:
@@ -216,9 +216,9 @@ def _encapsulated(file: BinaryIO, length: int, header: Header, layout: PixelForm
 
 
 def _rle(frame: bytes, layout: PixelFormat) -> np.ndarray:
-    options = {"rows": layout.shape[0], "columns": layout.shape[1], "bits_allocated": layout.allocated}
+    rows, columns = layout.shape
     try:
-        decoded = rle.decode_pixel_data(frame, version=2, **options)
+        decoded = decode_rle(frame, version=2, rows=rows, columns=columns, bits_allocated=layout.allocated)
     except BaseException as error:  # a panic of the Rust code is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise

@@ -27,7 +27,7 @@ def canonical_axes(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...], Grid]:
     # Array axis order[0] becomes d (world z), order[1] h (y), order[2] w (x).
     order = max(permutations(range(3)), key=lambda p: abs(directions[[2, 1, 0], list(p)]).sum())
     affine = grid.affine[:, [*order, 3]].copy()
-    shape = tuple(grid.shape[axis] for axis in order)
+    shape = grid.shape[order[0]], grid.shape[order[1]], grid.shape[order[2]]
     flips = []
     for axis, world in enumerate((2, 1, 0)):
         if affine[world, axis] < 0:
