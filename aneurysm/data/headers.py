@@ -81,13 +81,19 @@ class Header:
         return self.syntax == DeflatedExplicitVRLittleEndian
 
     def get(self, keyword: str, default: Any = None) -> Any:
-        """A tag as pydicom converts it, `default` when it is absent."""
-        if _TAGS[keyword] not in self._elements:
+        """A tag as pydicom converts it, `default` when it is absent or not among `HEADER_TAGS`."""
+        if _TAGS.get(keyword) not in self._elements:
             return default
         try:
             return self._dataset.get(keyword, default)
         except Exception as error:  # the conversion of broken values raises many types
             raise self._unclear(keyword, error) from error
+
+    def __getattr__(self, keyword: str) -> Any:
+        """`header.Rows` as with a pydicom data set."""
+        if _TAGS.get(keyword) not in self.__dict__.get("_elements", {}):
+            raise AttributeError(f"{self.__dict__.get('path')}: the header has no {keyword}")
+        return self.get(keyword)
 
     @cached_property
     def _dataset(self) -> Dataset:

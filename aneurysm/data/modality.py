@@ -13,14 +13,14 @@ _THIN_MM = 1.5
 _T1 = re.compile(r"t1|mprage|tfl3d|bravo|fspgr|\bgd\b|\+c\b|post|gado|contrast|km\b")
 
 
-def modality_of(header: Header, series: str, slice_mm: float) -> tuple[str, str | None]:
+def modality_of(header: Header, series: str, slice_mm: float | None = None) -> tuple[str, str | None]:
     """The modality of a series, and a note when it was guessed.
 
     A CT is taken to be a CTA. For MR the names that technicians gave decide, then the contrast agent,
     then echo and repetition time. Anonymised headers keep none of these: then thin slices are an MRA.
 
     Args:
-        slice_mm: distance between slices in mm.
+        slice_mm: distance between slices in mm; from the header's tags when None.
 
     Raises:
         ReadError: neither CT nor MR.
@@ -53,6 +53,8 @@ def modality_of(header: Header, series: str, slice_mm: float) -> tuple[str, str 
         if "GR" in sequence and "IR" not in sequence and 15 <= repetition <= 60 and echo <= 10:
             return "MRA", f"modality MRA was guessed from TR {repetition:g} ms, TE {echo:g} ms, gradient echo"
         return "T1", f"modality T1 was guessed from TR {repetition:g} ms, TE {echo:g} ms"
+    if slice_mm is None:
+        slice_mm = header.number("SpacingBetweenSlices") or header.number("SliceThickness") or 0.0
     name = "MRA" if slice_mm <= _THIN_MM else "T2"
     return name, (
         f"modality {name} was guessed from the slice distance of {slice_mm:.2g} mm alone; "
