@@ -2,26 +2,30 @@
 
 import re
 
-from pydicom import Dataset
-
 from aneurysm.data.errors import ReadError
+from aneurysm.data.headers import Header
 
 _TEXT_TAGS = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
 _ANGIOGRAPHY = re.compile(r"tof|angio|mra\b|\bmra|3dpc|fi3d.*(ve|tof)")
 _T2 = re.compile(r"t2|flair|cube|\bspace\b|haste|fiesta|ciss")
+# In RSNA 2025 most MRA have slices of 0.5 to 1 mm and T2 is the most frequent of the other MR.
+_THIN_MM = 1.5
 _T1 = re.compile(r"t1|mprage|tfl3d|bravo|fspgr|\bgd\b|\+c\b|post|gado|contrast|km\b")
 
 
-def modality_of(header: Dataset, series: str) -> tuple[str, str | None]:
+def modality_of(header: Header, series: str, slice_mm: float | None = None) -> tuple[str, str | None]:
     """The modality of a series, and a note when it was guessed.
 
     A CT is taken to be a CTA. For MR the names that technicians gave decide, then the contrast agent,
-    then echo and repetition time.
+    then echo and repetition time. Anonymised headers keep none of these: then thin slices are an MRA.
+
+    Args:
+        slice_mm: distance between slices in mm; from the header's tags when None.
 
     Raises:
-        ReadError: neither CT nor MR, or an MR without any hint.
+        ReadError: neither CT nor MR.
     """
-    kind = str(header.get("Modality", "")).upper()
+    kind = header.text("Modality").upper()
     if kind == "CT":
         return "CTA", None
     if kind != "MR":
@@ -49,13 +53,16 @@ def modality_of(header: Dataset, series: str) -> tuple[str, str | None]:
         if "GR" in sequence and "IR" not in sequence and 15 <= repetition <= 60 and echo <= 10:
             return "MRA", f"modality MRA was guessed from TR {repetition:g} ms, TE {echo:g} ms, gradient echo"
         return "T1", f"modality T1 was guessed from TR {repetition:g} ms, TE {echo:g} ms"
-    raise ReadError(
-        f"Series {series}: nothing in its header tells which MR contrast it is. "
-        "Give the modality (MRA, T1 or T2) yourself."
+    if slice_mm is None:
+        slice_mm = header.number("SpacingBetweenSlices") or header.number("SliceThickness") or 0.0
+    name = "MRA" if slice_mm <= _THIN_MM else "T2"
+    return name, (
+        f"modality {name} was guessed from the slice distance of {slice_mm:.2g} mm alone; "
+        "give it yourself where you know it"
     )
 
 
-def _milliseconds(header: Dataset, keyword: str, sequence: str, enhanced_keyword: str) -> float | None:
+def _milliseconds(header: Header, keyword: str, sequence: str, enhanced_keyword: str) -> float | None:
     """A time of a single-frame header, or of the first frame of an enhanced multi-frame one."""
     values = [header.get(keyword)]
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
@@ -69,7 +76,7 @@ def _milliseconds(header: Dataset, keyword: str, sequence: str, enhanced_keyword
     return None
 
 
-def age_of(header: Dataset) -> float | None:
+def age_of(header: Header) -> float | None:
     """Age in years from an age string such as '065Y', '018M'; None when absent, unreadable or '000Y'."""
     match = re.fullmatch(r"\s*(\d+)\s*([YMWD]?)\s*", str(header.get("PatientAge", "")).upper())
     if not match:
@@ -79,7 +86,7 @@ def age_of(header: Dataset) -> float | None:
     return int(match[1]) / per_year[match[2]] or None
 
 
-def sex_of(header: Dataset) -> str | None:
+def sex_of(header: Header) -> str | None:
     """'M', 'F', or None."""
     sex = str(header.get("PatientSex", "")).strip().upper()[:1]
     return sex if sex in ("M", "F") else None

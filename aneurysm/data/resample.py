@@ -17,18 +17,24 @@ def canonicalise(volume: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
     Oblique volumes keep their obliquity in the affine: each axis goes to the anatomical direction that it
     is nearest to. (d, h, w) in, (d, h, w) out (a contiguous copy where axes move).
     """
+    order, flips, canonical = canonical_axes(grid)
+    return np.ascontiguousarray(np.flip(volume.transpose(order), flips)), canonical
+
+
+def canonical_axes(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...], Grid]:
+    """How `canonicalise` moves a volume: its axes in their new order, those to flip then, the new grid."""
     directions = grid.affine[:3, :3] / grid.spacing  # columns: unit vectors of the array axes
     # Array axis order[0] becomes d (world z), order[1] h (y), order[2] w (x).
     order = max(permutations(range(3)), key=lambda p: abs(directions[[2, 1, 0], list(p)]).sum())
     affine = grid.affine[:, [*order, 3]].copy()
-    volume = volume.transpose(order)
+    shape = grid.shape[order[0]], grid.shape[order[1]], grid.shape[order[2]]
     flips = []
     for axis, world in enumerate((2, 1, 0)):
         if affine[world, axis] < 0:
-            affine[:3, 3] += affine[:3, axis] * (volume.shape[axis] - 1)
+            affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
             affine[:3, axis] *= -1
             flips.append(axis)
-    return np.ascontiguousarray(np.flip(volume, tuple(flips))), Grid(volume.shape, affine)
+    return order, tuple(flips), Grid(shape, affine)
 
 
 def isotropic(grid: Grid, spacing_mm: float, keep_within: float = 0.0) -> Grid:

@@ -80,7 +80,7 @@ class Scan:
             )
         if self.volume.shape != self.grid.shape:
             raise ValueError(f"{self.series_uid}: volume {self.volume.shape} on a grid {self.grid.shape}.")
-        if not np.isfinite(self.volume).all():
+        if not all(np.isfinite(plane).all() for plane in self.volume):  # without a mask of the whole
             bad = int((~np.isfinite(self.volume)).sum())
             raise ValueError(
                 f"{self.series_uid}: {bad} voxels are NaN or infinite. Replace them before reading."

@@ -5,26 +5,20 @@ point to left, posterior, superior; everything here is turned to right, anterior
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset
 
 from aneurysm.data.errors import ReadError
+from aneurysm.data.headers import Header, broken_as_read_error
+from aneurysm.data.headers import read_header as read_header
 
 _RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
-
-HEADER_TAGS = [
-    "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "PatientID", "PatientAge", "PatientSex",
-    "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName", "ScanningSequence",
-    "SequenceVariant", "ContrastBolusAgent", "AngioFlag", "EchoTime", "RepetitionTime", "InversionTime",
-]  # fmt: skip
+_MOST_FRAMES = 100_000  # more is a broken header
+_MOST_RESCALE = 1e25  # 32-bit values stay within float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +48,8 @@ class Slice:
 
     def same_plane(self, other: "Slice") -> bool:
         """Whether both images have the same matrix, pixel spacing and orientation (to 0.1 %)."""
+        if self.across is other.across and self.down is other.down:  # one array for equal tags
+            return self.shape == other.shape
         pixel = 1e-3 * np.linalg.norm(self.across)
         return (
             self.shape == other.shape
@@ -92,138 +88,140 @@ class SliceIndex:
         return found.position + x * found.across + y * found.down
 
 
-def read_header(path: Path) -> Dataset:
-    """The tags of one file that geometry, labels and modality need; no pixels.
-
-    Raises:
-        ReadError: not a DICOM file, or broken before its pixels.
-    """
-    try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-    except InvalidDicomError as error:
-        raise ReadError(
-            f"{path}: not a DICOM file (no 'DICM' marker). Remove it from the folder or export it again."
-        ) from error
-    except OSError as error:
-        raise ReadError(f"{path}: cannot be opened ({error.strerror or error}).") from error
-    except Exception as error:  # pydicom raises many types on broken files
-        raise ReadError(f"{path}: broken DICOM header ({error}). Export the file again.") from error
-
-
-def slices_of(header: Dataset, path: Path) -> list[Slice]:
+def slices_of(header: Header) -> list[Slice]:
     """The images of one file with their geometry.
 
     Raises:
         ReadError: no image, colour image, or the geometry is missing, NaN or contradictory.
     """
+    with broken_as_read_error(header.path, "its header contradicts itself"):
+        return _slices_of(header)
+
+
+def frames_are_placed(header: Header) -> bool:
+    """False for a multi-frame file that gives the place of its first frame only."""
+    return header.integer("NumberOfFrames", 1) <= 1 or bool(header.get("PerFrameFunctionalGroupsSequence"))
+
+
+def _slices_of(header: Header) -> list[Slice]:
+    path = header.path
     for tag in ("Rows", "Columns"):
-        if not header.get(tag):
+        if not header.integer(tag):
             raise ReadError(f"{path}: has no image ({tag} is missing). Remove it from the series.")
-    if header.get("SamplesPerPixel", 1) != 1:
+    if header.integer("SamplesPerPixel", 1) != 1:
         raise ReadError(f"{path}: a colour image (screenshot?), not a scan. Remove it from the series.")
+    if header.get("ModalityLUTSequence"):
+        raise ReadError(
+            f"{path}: a table (ModalityLUTSequence) maps its stored values, not a slope. "
+            "Export it with RescaleSlope and RescaleIntercept."
+        )
+    count = header.integer("NumberOfFrames", 1) or 1
+    if not 1 <= count <= _MOST_FRAMES:
+        raise ReadError(f"{path}: NumberOfFrames is {count}. Export it again.")
     shared = _first(header.get("SharedFunctionalGroupsSequence"))
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
-    count = int(header.get("NumberOfFrames") or 1)
     if per_frame:
         if len(per_frame) != count:
             raise ReadError(
                 f"{path}: says it has {count} frames but describes {len(per_frame)}. Export it again."
             )
-        return [_placed(path, header, i, [group, shared, header]) for i, group in enumerate(per_frame)]
+        return [_placed(header, i, [group, shared]) for i, group in enumerate(per_frame)]
     if count == 1:
-        return [_placed(path, header, None, [header])]
+        return [_placed(header, None, [shared])]
     # Some anonymised multi-frame files keep only the first frame's place and the distance.
-    first = _placed(path, header, 0, [shared, header])
-    step = _number(path, header, "SpacingBetweenSlices") or _number(path, header, "SliceThickness")
-    if not step:
+    first = _placed(header, 0, [shared])
+    groups = [shared]
+    step = _value(header, groups, "PixelMeasuresSequence", "SpacingBetweenSlices")
+    step = step or _value(header, groups, "PixelMeasuresSequence", "SliceThickness")
+    if step is None or not np.isfinite(step[0]) or step[0] == 0:
         raise ReadError(
-            f"{path}: {count} frames without positions or SpacingBetweenSlices; no volume is known."
+            f"{path}: {count} frames without positions or SpacingBetweenSlices; no volume is known. "
+            "Export it with its PerFrameFunctionalGroupsSequence."
         )
+    along = abs(step[0]) * first.normal
     return [
         Slice(
-            path, first.sop_uid, i, first.shape, first.position + i * step * first.normal,
+            path, first.sop_uid, i, first.shape, first.position + i * along,
             first.across, first.down, first.slope, first.intercept,
         )
         for i in range(count)
     ]  # fmt: skip
 
 
-def frames_are_placed(header: Dataset) -> bool:
-    """False for a multi-frame file that gives the place of its first frame only."""
-    return bool(header.get("PerFrameFunctionalGroupsSequence")) or int(header.get("NumberOfFrames") or 1) == 1
+def _placed(header: Header, frame: int | None, groups: list[Dataset | None]) -> Slice:
+    name = str(header.path) if frame is None else f"{header.path} frame {frame}"
+    orientation = _vector(name, header, groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    spacing = _vector(name, header, groups, "PixelMeasuresSequence", "PixelSpacing", 2)
+    position = _vector(name, header, groups, "PlanePositionSequence", "ImagePositionPatient", 3)
+    try:
+        across, down = _axes(orientation, spacing)
+    except ValueError as error:
+        raise ReadError(f"{name}: {error}") from error
+    slope = _value(header, groups, "PixelValueTransformationSequence", "RescaleSlope") or (1.0,)
+    intercept = _value(header, groups, "PixelValueTransformationSequence", "RescaleIntercept") or (0.0,)
+    if not 0 < abs(slope[0]) < _MOST_RESCALE or not abs(intercept[0]) < _MOST_RESCALE:
+        raise ReadError(
+            f"{name}: RescaleSlope {slope[0]} and RescaleIntercept {intercept[0]} make no image. "
+            "Export the file again."
+        )
+    return Slice(
+        path=header.path,
+        sop_uid=header.text("SOPInstanceUID") or header.path.stem,
+        frame=frame,
+        shape=(header.integer("Rows"), header.integer("Columns")),
+        position=np.array(position) * _RAS_FROM_LPS,
+        across=across,
+        down=down,
+        slope=slope[0],
+        intercept=intercept[0],
+    )
 
 
-def _placed(path: Path, header: Dataset, frame: int | None, groups: list[Dataset | None]) -> Slice:
-    name = str(path) if frame is None else f"{path} frame {frame}"
-    position = _vector(name, groups, "PlanePositionSequence", "ImagePositionPatient", 3)
-    orientation = _vector(name, groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    spacing = _vector(name, groups, "PixelMeasuresSequence", "PixelSpacing", 2)
-    row, column = orientation[:3], orientation[3:]
+@lru_cache(maxsize=256)
+def _axes(orientation: tuple[float, ...], spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """RAS mm (3,) from one column to the next and from one row to the next; equal tags share the arrays."""
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if abs(lengths[0] - 1) > 1e-2 or abs(lengths[1] - 1) > 1e-2 or abs(row @ column) > 1e-2:
-        raise ReadError(
-            f"{name}: ImageOrientationPatient {orientation.tolist()} is not two perpendicular axes."
+        raise ValueError(
+            f"ImageOrientationPatient {list(orientation)} is not two perpendicular axes. Export it again."
         )
-    if (spacing <= 0).any():
-        raise ReadError(f"{name}: PixelSpacing {spacing.tolist()} must be positive.")
-    slope = _value(groups, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = _value(groups, "PixelValueTransformationSequence", "RescaleIntercept")
-    slope, intercept = (1.0 if slope is None else float(slope)), float(intercept or 0.0)
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise ReadError(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept} make no image.")
-    return Slice(
-        path=path,
-        sop_uid=str(header.get("SOPInstanceUID", path.stem)),
-        frame=frame,
-        shape=(int(header.Rows), int(header.Columns)),
-        position=position * _RAS_FROM_LPS,
-        across=row
-        / lengths[0]
-        * spacing[1]
-        * _RAS_FROM_LPS,  # PixelSpacing = (between rows, between columns)
-        down=column / lengths[1] * spacing[0] * _RAS_FROM_LPS,
-        slope=slope,
-        intercept=intercept,
-    )
+    if min(spacing) <= 0:
+        raise ValueError(f"PixelSpacing {list(spacing)} must be positive. Export it again.")
+    # PixelSpacing = (between rows, between columns)
+    return row / lengths[0] * spacing[1] * _RAS_FROM_LPS, column / lengths[1] * spacing[0] * _RAS_FROM_LPS
 
 
 def _first(sequence: Any) -> Dataset | None:
     return sequence[0] if sequence else None
 
 
-def _value(groups: list[Dataset | None], sequence: str, keyword: str) -> Any:
+def _value(
+    header: Header, groups: list[Dataset | None], sequence: str, keyword: str
+) -> tuple[float, ...] | None:
     """A tag from the first place that has it: the frame's group, the shared group, the file itself."""
     for group in groups:
         if group is None:
             continue
         inner = _first(group.get(sequence))
         for place in (inner, group):
-            if place is not None and place.get(keyword) not in (None, ""):
-                return place.get(keyword)
-    return None
+            if place is not None and (value := place.get(keyword)) not in (None, ""):
+                return tuple(map(float, value)) if hasattr(value, "__iter__") else (float(value),)
+    return header.numbers(keyword)
 
 
-def _vector(name: str, groups: list[Dataset | None], sequence: str, keyword: str, n: int) -> np.ndarray:
-    value = _value(groups, sequence, keyword)
-    if value is None:
+def _vector(
+    name: str, header: Header, groups: list[Dataset | None], sequence: str, keyword: str, n: int
+) -> tuple[float, ...]:
+    try:
+        vector = _value(header, groups, sequence, keyword)
+    except (TypeError, ValueError) as error:
+        raise ReadError(f"{name}: {keyword} is not {n} numbers ({error}). Export it again.") from error
+    if vector is None:
         raise ReadError(
             f"{name}: {keyword} is missing, so its place in the patient is unknown. "
             "Export the series again from the PACS with its geometry tags."
         )
-    try:
-        vector = np.array([float(v) for v in value])
-    except (TypeError, ValueError) as error:
-        raise ReadError(f"{name}: {keyword} is {value!r}, not {n} numbers.") from error
-    if vector.shape != (n,) or not np.isfinite(vector).all():
-        raise ReadError(f"{name}: {keyword} is {value!r}, not {n} finite numbers.")
+    if len(vector) != n or not np.isfinite(vector).all():
+        raise ReadError(f"{name}: {keyword} is {list(vector)}, not {n} finite numbers. Export it again.")
     return vector
-
-
-def _number(path: Path, header: Dataset, keyword: str) -> float | None:
-    value = _value(
-        [_first(header.get("SharedFunctionalGroupsSequence")), header], "PixelMeasuresSequence", keyword
-    )
-    try:
-        return None if value is None else abs(float(value))
-    except (TypeError, ValueError) as error:
-        raise ReadError(f"{path}: {keyword} is {value!r}, not a number.") from error

@@ -292,5 +292,12 @@ def test_mr_contrast_is_guessed_with_a_note(tmp_path, stored, tags, expected):
     scan = read_series(write_series(tmp_path, stored, change=change))
     assert scan.modality == expected and any("guessed" in note for note in scan.notes)
     assert read_series(tmp_path, "T2").modality == "T2"  # the argument wins
-    with pytest.raises(ReadError, match="which MR contrast"):
-        read_series(write_series(tmp_path, stored, change=lambda ds, i: setattr(ds, "SeriesDescription", "")))
+
+
+@pytest.mark.parametrize(("slice_mm", "expected"), [(0.8, "MRA"), (4.0, "T2")])
+def test_anonymised_mr_is_guessed_from_its_slice_distance(tmp_path, stored, slice_mm, expected):
+    def change(ds, i):
+        ds.SeriesDescription = ""
+
+    scan = read_series(write_series(tmp_path, stored, (slice_mm, 0.5, 0.5), change=change))
+    assert scan.modality == expected and any("slice distance" in note for note in scan.notes)
