@@ -1,8 +1,9 @@
 """The expert: looks at one candidate's crop and says whether, where, which voxels and how sure.
 
 Path: fusion of the modalities -> backbone stages -> oscillators on the stride-8 map -> metadata gate on the
-deepest map -> light decoder to a mask -> features pooled around the candidate -> heads. The candidate sits at
-the centre of the crop.
+deepest map -> light decoder to a mask -> features pooled around the candidate, evidence read off the mask ->
+heads. The candidate sits at the centre of the crop. Whether it is an aneurysm is a correction to the score of
+the stage that proposed it.
 """
 
 import math
@@ -21,6 +22,8 @@ from aneurysm.nets.fusion import SLOTS
 from aneurysm.nets.metadata import LearnedMissing, encode_metadata
 
 MAX_OFFSET_MM = 10.0
+EVIDENCE = 3  # numbers of `mask_evidence`
+SAC_SHARE = 0.002  # of the voxels of all crops, about
 
 
 @runtime_checkable
@@ -63,6 +66,7 @@ class ExpertBatch:
     sex: Float[Tensor, "b"]  # 0 male, 1 female, NaN unknown
     position: Float[Tensor, "b 3"]  # (x, y, z) mm / 50 from the centre of the vessel tree, NaN unknown
     graph: Float[Tensor, "b f"]  # standardised node features of the candidate, NaN unknown
+    score: Float[Tensor, "b"]  # 0..1, of the stage that proposed the candidate, NaN unknown
     flow: Movable | None = None  # FlowPoints of the batch
 
     def to(self, device: torch.device | str) -> "ExpertBatch":
@@ -89,6 +93,11 @@ def _voxels_from_centre(cells: int, voxels: int, like: Tensor) -> Float[Tensor, 
     """Distance of every cell's middle from the crop's centre along one axis, in voxels of the crop."""
     middle = (torch.arange(cells, device=like.device, dtype=torch.float32) + 0.5) / cells
     return (middle - 0.5) * voxels
+
+
+def log_odds(score: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """Of a score in 0..1, within +-4.6 (1 % and 99 %); 0 where unknown."""
+    return torch.logit(torch.nan_to_num(score, nan=0.5).clamp(0.01, 0.99))
 
 
 def centre_pool(
@@ -129,8 +138,9 @@ class MaskDecoder(nn.Module):
             for _ in widths
         )
         self.logit = nn.ConvTranspose3d(decoder_width, 1, first_stride, first_stride)
-        # A sac fills about 5 % of a crop: start there, or the mask loss spends its first steps on it.
-        nn.init.constant_(self.logit.bias, math.log(0.05 / 0.95))  # pyright: ignore[reportArgumentType]
+        # Most crops show no sac, the others fill 1 % with it: start there. From a mean far off, every layer
+        # below learns one constant that shifts the mask, and the features of all candidates become alike.
+        nn.init.constant_(self.logit.bias, math.log(SAC_SHARE / (1 - SAC_SHARE)))  # pyright: ignore[reportArgumentType]
 
     def forward(
         self, stages: Sequence[Tensor], crop: Sequence[int]
@@ -142,6 +152,27 @@ class MaskDecoder(nn.Module):
             x = self.smooth[index](x + self.lateral[index](stages[index]))
         d, h, w = crop
         return x, self.logit(x)[..., :d, :h, :w]  # odd crops come back one voxel larger
+
+
+def mask_evidence(mask_logit: Float[Tensor, "b 1 d h w"], sigma: float) -> Float[Tensor, "b 3"]:
+    """What the mask says for an aneurysm in the middle: strongest logit, volume in the middle, volume.
+
+    The logit is that of a 3x3x3 neighbourhood, so that one bright voxel is no sac; volumes are logarithms of
+    expected voxels. All of about unit size.
+    """
+    crop = mask_logit.shape[2:]
+    distance2 = torch.zeros((), device=mask_logit.device)
+    for axis, size in enumerate(crop):
+        shape = [1, 1, 1]
+        shape[axis] = size
+        distance2 = distance2 + _voxels_from_centre(size, size, mask_logit).view(shape) ** 2
+    nearness = torch.exp(-distance2 / (2 * sigma**2)).to(mask_logit.dtype)
+    smooth = F.avg_pool3d(mask_logit, 3, stride=1, padding=1, count_include_pad=False)
+    # Far from the middle a peak counts less: it is somebody else's aneurysm.
+    strongest = (smooth + nearness.clamp_min(1e-4).log()).flatten(1).amax(1)
+    p = mask_logit.sigmoid()
+    volumes = torch.stack([(p * nearness).flatten(1).sum(1), p.flatten(1).sum(1)], dim=1)
+    return torch.cat((strongest[:, None] / 4, (torch.log1p(volumes) - 3) / 2), dim=1)
 
 
 class RunningScale(nn.Module):
@@ -234,13 +265,18 @@ class ExpertNet(nn.Module):
         self.centre_stages = [index for index, stride in enumerate(strides) if stride in (4, 8)]
         self.centre_sigma = centre_sigma
         sizes = [widths[-1], *(widths[index] for index in self.centre_stages), decoder_width, decoder_width]
-        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
+        # Over the batch, not over the channels: what all candidates share says nothing about one of them.
+        self.norm = nn.BatchNorm1d(sum(sizes), affine=False)
         self.embed = nn.Sequential(nn.Linear(sum(sizes), head_width), nn.GELU(), nn.LayerNorm(head_width))
         self.dropout = nn.Dropout(dropout)
 
         self.known_graph, self.known_position = LearnedMissing(graph_features), LearnedMissing(3)
-        self.classify = nn.Linear(head_width + graph_features, head_width)
+        self.classify = nn.Linear(head_width + graph_features + EVIDENCE, head_width)
         self.logit = nn.Linear(head_width, 1)
+        # The expert starts as the stage that proposed the place, which saw the whole tree, and corrects it.
+        nn.init.normal_(self.logit.weight, std=0.01)
+        nn.init.zeros_(self.logit.bias)
+        self.trust = nn.Parameter(torch.ones(()))
         self.locate = nn.Sequential(
             nn.Linear(head_width + 3 + SLOTS, head_width), nn.GELU(), nn.Linear(head_width, len(LOCATIONS))
         )
@@ -286,11 +322,13 @@ class ExpertNet(nn.Module):
 
         reading, hint = self._read_flow(embedding, batch, progress)
         seen = self.dropout(embedding)
-        hidden = self.classify(torch.cat((seen, self.known_graph(batch.graph)), dim=1)) + hint
+        # Detached here and in `_pool`: the classifier must not bend the mask to get at what it likes.
+        evidence = mask_evidence(mask_logit.detach(), self.centre_sigma)
+        hidden = self.classify(torch.cat((seen, self.known_graph(batch.graph), evidence), dim=1)) + hint
         location = (seen, self.known_position(batch.position), batch.present.to(seen.dtype))
         place = expected_place(self.place_score(fine), crop) / 10  # about unit size
         return ExpertOutput(
-            logit=self.logit(F.gelu(hidden)).squeeze(1),
+            logit=self.trust * log_odds(batch.score) + self.logit(F.gelu(hidden)).squeeze(1),
             location_logits=self.locate(torch.cat(location, dim=1)),
             mask_logit=mask_logit,
             offset_mm=MAX_OFFSET_MM * torch.tanh(self.offset(torch.cat((seen, place), dim=1))),
@@ -309,7 +347,6 @@ class ExpertNet(nn.Module):
         self, stages: list[Tensor], fine: Tensor, mask_logit: Tensor, crop: Sequence[int]
     ) -> Float[Tensor, "b e"]:
         """Global average, windows around the candidate, and what lies under the predicted mask."""
-        # Detached: the classifier must not bend the mask to get at features it likes.
         mask = F.interpolate(mask_logit.detach().sigmoid(), fine.shape[2:], mode="area")
         under_mask = (fine * mask).flatten(2).sum(2) / mask.flatten(2).sum(2).clamp(min=1e-6)
         parts = [
@@ -318,7 +355,13 @@ class ExpertNet(nn.Module):
             centre_pool(fine, crop, self.centre_sigma),
             under_mask,
         ]
-        return self.embed(torch.cat([norm(p) for norm, p in zip(self.norms, parts, strict=True)], dim=1))
+        return self.embed(self._standardised(torch.cat(parts, dim=1)))
+
+    def _standardised(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
+        """Zero mean and unit spread over the candidates seen in training; a batch of one has no spread."""
+        if self.training and len(pooled) > 1:
+            return self.norm(pooled)
+        return F.batch_norm(pooled, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
 
     def _read_flow(
         self, embedding: Float[Tensor, "b e"], batch: ExpertBatch, progress: float

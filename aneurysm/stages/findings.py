@@ -95,11 +95,23 @@ def list_findings(
         made.append(_label(one, hit_mm) if known else one)
     if add_annotations and case.lesions:
         for lesion in case.lesions:
-            score = float(rows.score.max()) if len(rows) else 0.5
-            place = annotated_place(graph, np.asarray(lesion.centre_mm), score)
+            centre = np.asarray(lesion.centre_mm)
+            place = annotated_place(graph, centre, annotated_score(rows, centre, hit_mm))
             one = Finding(case, probability, graph, -1, place, threshold)
             made.append(_label(one, hit_mm))
     return made
+
+
+def annotated_score(rows: pd.DataFrame, centre_mm: np.ndarray, hit_mm: float) -> float:
+    """What the Smart Net thought of an annotated aneurysm: score of the candidate on it, else the lowest.
+
+    Anything higher would teach the expert that aneurysms are what scores high.
+    """
+    if not len(rows):
+        return 0.5
+    gap = np.linalg.norm(rows[["x_mm", "y_mm", "z_mm"]].to_numpy(float) - centre_mm, axis=1)
+    nearest = int(gap.argmin())
+    return float(rows.score.iloc[nearest] if gap[nearest] <= hit_mm else rows.score.min())
 
 
 def annotated_place(graph: VesselGraph, centre_mm: np.ndarray, score: float) -> Candidate:
@@ -184,6 +196,7 @@ def example(
         sex=torch.tensor([sex], dtype=torch.float32),
         position=_tensor(position)[None],
         graph=_tensor(one.graph_features)[None],
+        score=torch.tensor([one.candidate.score], dtype=torch.float32),
         flow=flow,
     )
     target = Target(
@@ -227,7 +240,7 @@ def above_half(probability: np.ndarray, threshold: float) -> np.ndarray:
 def collate(items: list[tuple[ExpertBatch, Target]]) -> tuple[ExpertBatch, Target]:
     """Join batches of one."""
     inputs = [i for i, _ in items]
-    names = ("image", "present", "vessel", "age", "sex", "position", "graph")
+    names = ("image", "present", "vessel", "age", "sex", "position", "graph", "score")
     joined = {name: torch.cat([getattr(i, name) for i in inputs]) for name in names}
     flow = None if inputs[0].flow is None else collate_flow([i.flow for i in inputs])  # type: ignore[misc]
     targets = [t for _, t in items]

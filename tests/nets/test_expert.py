@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from aneurysm.nets.akorn import AkornBlock
-from aneurysm.nets.expert import ExpertBatch, ExpertNet, RunningScale, centre_pool, expected_place
+from aneurysm.nets.expert import (
+    ExpertBatch,
+    ExpertNet,
+    RunningScale,
+    centre_pool,
+    expected_place,
+    mask_evidence,
+)
 from aneurysm.nets.fusion import CrossAttentionFusion, EarlyFusion, MeanFusion
 from aneurysm.nets.metadata import FilmGate, MetadataGate
 from aneurysm.nets.waveformer import WaveFormerEncoder
@@ -84,6 +91,7 @@ def _batch(b: int = 4, crop: tuple[int, int, int] = (32, 32, 32)) -> ExpertBatch
         sex=torch.tensor([0.0, 1.0, NAN, 1.0])[:b],
         position=torch.tensor([[0.1, 0.2, 0.3], [NAN, NAN, NAN], [1, 0, 0], [0, 1, -1]])[:b],
         graph=torch.tensor([[0.1, NAN, 3.0, 1.0, 0.0]]).repeat(b, 1) + torch.arange(b)[:, None],
+        score=torch.tensor([0.1, 0.9, NAN, 0.5])[:b],
         flow=_Points(torch.tensor([1.0, 1.0, 0.0, 1.0])[:b]),
     )
 
@@ -224,6 +232,41 @@ def test_batch_moves_as_one() -> None:
 def test_unknown_stride_is_explained() -> None:
     with pytest.raises(ValueError, match=r"strides \[2, 4, 8, 16\]"):
         _net(oscillator_stride=32)
+
+
+def test_an_answer_does_not_depend_on_the_neighbours_in_the_batch() -> None:
+    net, batch = _net().train(), _batch(4)
+    for _ in range(3):
+        net(batch)  # moves the running statistics
+    net.eval()
+    together = net(batch).logit
+    for row in range(4):
+        values = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "flow"}
+        alone = replace(batch, **{name: v[row : row + 1] for name, v in values.items()}, flow=None)
+        torch.testing.assert_close(net(alone).logit, together[row : row + 1], atol=1e-4, rtol=1e-4)
+    net.train()(_batch(1))  # a batch of one can be trained on
+
+
+def test_training_starts_from_the_score_of_the_proposing_stage() -> None:
+    net, batch = _net().eval(), _batch()
+    logit = net(batch).logit
+    expected = torch.tensor([-2.197, 2.197, 0.0, 0.0])  # log odds of 0.1, 0.9, unknown and 0.5
+    torch.testing.assert_close(logit, expected, atol=0.2, rtol=0)
+    sure = net(replace(batch, score=torch.tensor([0.0, 1.0, NAN, 0.5]))).logit
+    assert sure.isfinite().all() and sure[0] < logit[0] and sure[1] > logit[1]
+
+
+def test_mask_evidence_is_about_the_middle() -> None:
+    nothing = torch.full((1, 1, 32, 32, 32), -8.0)
+    middle, corner, speck = nothing.clone(), nothing.clone(), nothing.clone()
+    middle[..., 14:18, 14:18, 14:18] = 4
+    corner[..., :4, :4, :4] = 4
+    speck[..., 16, 16, 16] = 4
+    quiet, sac, elsewhere, one = (mask_evidence(m, 6.0)[0] for m in (nothing, middle, corner, speck))
+    assert sac[0] > 0.9 and elsewhere[0] < 0 and one[0] < 0
+    assert sac[1] > elsewhere[1] > quiet[1] - 1e-3
+    torch.testing.assert_close(sac[2], elsewhere[2])
+    assert sac[2] > one[2] > quiet[2]
 
 
 def test_centre_pool_is_the_mean_of_a_constant_and_finds_the_centre() -> None:
