@@ -1,7 +1,9 @@
 """Stage 5, stacker: gradient-boosted trees turn the expert's out-of-fold readings into 14 probabilities.
 
 Per scan the trees see `[p, order parameter, physics residual]` of the leading candidates. They start from
-the expert's own log odds (as base margin), so with few scans they correct it rather than replace it.
+log odds (as base margin), so with few scans they correct them rather than replace them: the mean of the
+expert's and the Smart Net's, calibrated by logistic regression (Platt 1999), as models of several folds are
+sure of themselves in different degrees.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pandas as pd
 import torch
 import xgboost
 from lightning.pytorch import LightningDataModule, LightningModule
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -47,6 +50,8 @@ class Boosting:
     ) -> xgboost.Booster | None:
         """Boosted trees for a binary label, or None when only one class is there.
 
+        The calibration of the margin travels with the trees, as their attributes.
+
         Args:
             x: (n, f) float32, NaN where unknown.
             y: (n,) 0 or 1.
@@ -66,8 +71,39 @@ class Boosting:
             "seed": self.seed,
             "nthread": 1,
         }
-        data = xgboost.DMatrix(x, label=y, base_margin=margin)
-        return xgboost.train(parameters, data, num_boost_round=self.rounds)
+        calibration = Calibration.fit(margin, y)
+        data = xgboost.DMatrix(x, label=y, base_margin=calibration(margin))
+        booster = xgboost.train(parameters, data, num_boost_round=self.rounds)
+        booster.set_attr(slope=repr(calibration.slope), intercept=repr(calibration.intercept))
+        return booster
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Log odds to log odds that are right on average: slope * x + intercept."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def __call__(self, margin: np.ndarray) -> np.ndarray:
+        return (self.slope * margin + self.intercept).astype(np.float32)
+
+    @classmethod
+    def fit(cls, margin: np.ndarray, y: np.ndarray) -> "Calibration":
+        """By logistic regression; it never turns the order round, whatever a handful of scans says.
+
+        Args:
+            margin: (n,) log odds.
+            y: (n,) 0 or 1, both of them present.
+        """
+        found = LogisticRegression().fit(margin[:, None], y)
+        slope = float(found.coef_[0, 0])
+        return cls(slope, float(found.intercept_[0])) if slope > 0 else cls()
+
+    @classmethod
+    def of(cls, booster: xgboost.Booster) -> "Calibration":
+        """That of fitted trees."""
+        return cls(float(booster.attr("slope") or 1.0), float(booster.attr("intercept") or 0.0))
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,8 @@ def scan_rows(expert: pd.DataFrame, modality: dict[str, str]) -> ScanRows:
         features.append(float(p.sum()))
         features += [float(kind == m) for m in MODALITIES]
         present.append(features)
-        margins.append(_log_odds(p.max() if len(p) else NOTHING))
+        both = [(_log_odds(a) + _log_odds(b)) / 2 for a, b in zip(p, rows["score"], strict=True)]
+        margins.append(max(both, default=_log_odds(NOTHING)))
         logits = rows[[f"{key}_logit" for key in LOCATION_KEYS]].to_numpy(np.float64)
         share = np.exp(logits - logits.max(1, keepdims=True)) if len(rows) else np.zeros((0, len(LOCATIONS)))
         share = share / share.sum(1, keepdims=True) if len(rows) else share
@@ -128,7 +165,7 @@ def scan_rows(expert: pd.DataFrame, modality: dict[str, str]) -> ScanRows:
 class StackerModule(LightningModule):
     """Fits the two sets of trees in one step over the whole table; boosting rounds replace optimiser steps.
 
-    A set is None when its labels hold one class only; the expert's own odds are then handed through.
+    A set is None when its labels hold one class only; the margins are then handed through.
     """
 
     def __init__(self, boosting: Boosting) -> None:
@@ -226,7 +263,7 @@ def load_booster(raw: bytes) -> xgboost.Booster:
 def _predict(booster: xgboost.Booster | None, x: np.ndarray, margin: np.ndarray) -> np.ndarray:
     if booster is None:
         return 1 / (1 + np.exp(-margin))
-    return booster.predict(xgboost.DMatrix(x, base_margin=margin))
+    return booster.predict(xgboost.DMatrix(x, base_margin=Calibration.of(booster)(margin)))
 
 
 def _log_odds(p: float) -> float:
