@@ -20,6 +20,7 @@ from aneurysm.data.files import replacing
 from aneurysm.data.normalise import ct_scale, find_head, head_box, mr_scale
 from aneurysm.data.prepared import (
     FORMAT,
+    SUFFIX,
     PreparedCase,
     load_prepared,
     load_prepared_crop,
@@ -200,7 +201,7 @@ def prepare_all(
     folder.mkdir(parents=True, exist_ok=True)
     index = source.index()
     paths = {
-        str(row["series_uid"]): folder / f"{row['series_uid']}-{_key(source, preparation, row)}.safetensors"
+        str(row["series_uid"]): folder / f"{row['series_uid']}-{_key(source, preparation, row)}{SUFFIX}"
         for row in index.to_dict("records")
     }
     todo = [uid for uid, path in paths.items() if not path.is_file()]
