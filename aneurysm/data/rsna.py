@@ -16,11 +16,13 @@ from scipy.optimize import linear_sum_assignment
 
 from aneurysm.data.dicom import find_series, read_series_with_slices
 from aneurysm.data.errors import ReadError
+from aneurysm.data.extents import dicom_extent
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
 from aneurysm.data.nifti import read_mask
 from aneurysm.data.scan import Case, Grid, Lesion, Scan
 from aneurysm.data.slices import SliceIndex, read_header
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
+from aneurysm.data.workload import Extent
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,10 @@ class RsnaSource:
                 status = path.stat()
                 parts.append(f"{path.name} {status.st_size if path.is_file() else 0} {status.st_mtime_ns}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def extent(self, series_uid: str) -> Extent | None:
+        """How large a series is, from the header of its first image."""
+        return dicom_extent(sorted((self.root / "series" / series_uid).glob("*.dcm")))
 
     @cached_property
     def _index(self) -> pd.DataFrame:
