@@ -23,11 +23,11 @@ MAGIC = b"aneurysm chunked arrays 1\n"
 # A patch of 96 voxels touches few chunks, and little of what it does not need is decompressed with it.
 _CHUNK, _BLOCK = 96, 32  # voxels per side
 _LINE_CHUNK, _LINE_BLOCK = 65536, 8192  # entries of a list
-# Bit shuffling parts the noisy low bits, which do not compress, from the high ones, which do.
+# Shuffling parts the noisy low bytes, which do not compress, from the high ones, which do.
 _COMPRESSION = {
     "codec": blosc2.Codec.LZ4,
     "clevel": 5,
-    "filters": [blosc2.Filter.BITSHUFFLE],
+    "filters": [blosc2.Filter.SHUFFLE],
     "nthreads": 1,
 }
 

@@ -204,7 +204,7 @@ def prepare_all(
         log.warning("%d of %d cases were skipped, see %s", len(failed), len(paths), folder / "failed.json")
     ready = {uid: path for uid, path in paths.items() if uid not in failed}
     if not ready:
-        first = next(iter(failed.items()), ("none", "the index is empty"))
+        first = next(((uid, failed[uid]) for uid in paths), ("none", "the index is empty"))
         raise ReadError(f"No case of {source.root} could be prepared; the first, {first[0]}: {first[1]}")
     return ready
 

@@ -140,11 +140,15 @@ class StoredCase:
         decoded = name == "image"
         if name not in self.file.frames:
             raise KeyError(name)
-        out = np.full(size, fill, np.float32 if decoded else np.uint8)
         inside, window = overlap_windows(self.grid.shape, start, size)
-        if inside is not None and window is not None:
-            part = self.file.read(name, window)
-            out[inside] = self._intensities(part) if decoded else part
+        if inside is None or window is None:
+            return np.full(size, fill, np.float32 if decoded else np.uint8)
+        part = self.file.read(name, window)
+        part = self._intensities(part) if decoded else part
+        if part.shape == tuple(size):
+            return part
+        out = np.full(size, fill, part.dtype)
+        out[inside] = part
         return out
 
     def crop(self, start: Index, size: Index) -> PreparedCase:
@@ -164,8 +168,7 @@ class StoredCase:
         return self._with(self._intensities(self.file.read("image")), self.grid, masks)
 
     def _intensities(self, stored: np.ndarray) -> np.ndarray:
-        image = stored.astype(np.float32)
-        image *= np.float32(self.step)
+        image = np.multiply(stored, np.float32(self.step), dtype=np.float32)
         image += np.float32(self.offset)
         return image
 

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,6 @@ from aneurysm.data.errors import UserError
 log = logging.getLogger(__name__)
 
 BACKENDS: Final = ("loky", "dask", "ray")
-# What Dask and Ray raise when a worker was lost; they are imported only when asked for.
-_LOST: Final = frozenset({"KilledWorker", "WorkerCrashedError", "RayActorError", "ActorDiedError"})
 
 Task = Callable[[str, Any], str | None]
 
@@ -52,7 +51,8 @@ def run_each(
         done: set[str] = set()
         try:
             with _backend(backend, jobs) as processes:
-                calls = (delayed(_noted)(task, name, work[name], running) for name in left)
+                call = _noted if backend == "loky" else _guarded
+                calls = (delayed(call)(task, name, work[name], running) for name in left)
                 # Batches of one: what a dying worker had done is known case by case.
                 one: Any = 1
                 parallel = Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=one)
@@ -62,7 +62,7 @@ def run_each(
                     yield name, problem
             break
         except Exception as error:
-            if not (isinstance(error, BrokenProcessPool) or type(error).__name__ in _LOST):
+            if not isinstance(error, BrokenProcessPool):
                 raise
         left = [name for name in left if name not in done]
         suspects = [name for name in left if (running / name).exists()] or left[:jobs]
@@ -85,6 +85,28 @@ def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, st
         return name, task(name, argument)
     finally:
         note.unlink(missing_ok=True)
+
+
+def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
+    """Do one case in a child of a cluster's worker: what dies is the child, and the cluster never notices.
+
+    A worker that may not have children (a Dask worker under a nanny, unless the cluster sets
+    `distributed.worker.daemon: false`) does the case itself.
+    """
+    if current_process().daemon:
+        return name, task(name, argument)
+    if not _children:
+        _children.append(ProcessPoolExecutor(max_workers=1))
+    child = _children[0]
+    try:
+        return name, child.submit(task, name, argument).result()
+    except BrokenProcessPool:
+        if child in _children:
+            _children.remove(child)
+        return name, _alone(task, name, argument)  # it may have died of another thread's case
+
+
+_children: list[ProcessPoolExecutor] = []  # of this worker; one is enough
 
 
 def _alone(task: Task, name: str, argument: Any) -> str | None:
@@ -136,6 +158,7 @@ class _backend(AbstractContextManager):
         except ValueError:
             elsewhere = dask.config.get("scheduler-address", None)
             local = {} if elsewhere else {"n_workers": self.jobs, "threads_per_worker": 1}
+            self.stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
             self.stack.enter_context(distributed.Client(**local))
 
     def _start_ray(self) -> None:
