@@ -420,6 +420,7 @@ def _patches(cfg: Any, s: Any) -> dict[str, Any]:
         "foreground": s.foreground,
         "seed": cfg.seed,
         "workers": cfg.trainer.workers,
+        "augmentation": build(s.augmentation),
     }
 
 

@@ -2,7 +2,10 @@
 
 import importlib
 import logging
+import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from multiprocessing import current_process
@@ -52,7 +55,7 @@ def run_each(
         try:
             with _backend(backend, jobs) as processes:
                 call = _noted if backend == "loky" else _guarded
-                calls = (delayed(call)(task, name, work[name], running) for name in left)
+                calls = (delayed(call)(task, name, work[name], running, os.getpid()) for name in left)
                 # Batches of one: what a dying worker had done is known case by case.
                 one: Any = 1
                 parallel = Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=one)
@@ -77,8 +80,9 @@ def run_each(
     running.rmdir()
 
 
-def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
+def _noted(task: Task, name: str, argument: Any, running: Path, leader: int) -> tuple[str, str | None]:
     """Note the case while it is being worked on: a note that is left tells which one a dead process had."""
+    _end_with(leader)
     note = running / name
     note.touch()
     try:
@@ -87,7 +91,7 @@ def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, st
         note.unlink(missing_ok=True)
 
 
-def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
+def _guarded(task: Task, name: str, argument: Any, running: Path, leader: int) -> tuple[str, str | None]:
     """Do one case in a child of a cluster's worker: what dies is the child, and the cluster never notices.
 
     A worker that may not have children (a Dask worker under a nanny, unless the cluster sets
@@ -99,7 +103,7 @@ def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, 
         _children.append(ProcessPoolExecutor(max_workers=1))
     child = _children[0]
     try:
-        return name, child.submit(task, name, argument).result()
+        return name, child.submit(_led, os.getpid(), task, name, argument).result()
     except BrokenProcessPool:
         if child in _children:
             _children.remove(child)
@@ -109,11 +113,33 @@ def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, 
 _children: list[ProcessPoolExecutor] = []  # of this worker; one is enough
 
 
+def _led(leader: int, task: Task, name: str, argument: Any) -> str | None:
+    _end_with(leader)
+    return task(name, argument)
+
+
+def _end_with(leader: int) -> None:
+    """End this process when its parent has died: joblib's workers would wait for work for ever."""
+    if leader in _followed or os.getppid() != leader:
+        return
+    _followed.add(leader)
+
+    def watch() -> None:
+        while os.getppid() == leader:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_followed: set[int] = set()
+
+
 def _alone(task: Task, name: str, argument: Any) -> str | None:
     """Do one case in a process of its own."""
     executor = ProcessPoolExecutor(max_workers=1)
     try:
-        return executor.submit(task, name, argument).result()
+        return executor.submit(_led, os.getpid(), task, name, argument).result()
     except BrokenProcessPool as error:
         codes = re.search(r"\{(.*?)\}", str(error))
         return (

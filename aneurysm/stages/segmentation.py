@@ -67,6 +67,7 @@ class SegmentationData(LightningDataModule):
         held_out: prepared cases of the held-out fold; they steer nothing, only the curves show them.
         channels: what to segment, names in TARGETS.
         upstream: vessel probabilities by series, given as a second input channel.
+        augmentation: of training patches.
         foreground: share of patches centred on the rarest annotated structure of the scan.
     """
 
@@ -82,6 +83,7 @@ class SegmentationData(LightningDataModule):
         seed: int,
         workers: int = 0,
         upstream: dict[str, Path] | None = None,
+        augmentation: Augmentation = AUGMENTATION,
     ) -> None:
         super().__init__()
         self.train, self.held_out, self.channels = list(train), list(held_out), channels
@@ -89,6 +91,7 @@ class SegmentationData(LightningDataModule):
         self.train_groups, self.held_out_groups = by_modality(self.train), by_modality(self.held_out)
         self.patch, self.batch, self.steps, self.foreground = patch, batch, steps, foreground
         self.seed, self.workers, self.upstream = seed, workers, upstream
+        self.augmentation = augmentation
         self.whole = fit_in_memory([*self.train, *self.held_out], 0 if upstream is None else 1, workers)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -141,7 +144,7 @@ class PatchDataset(Dataset):
         empty = np.zeros((size, size, size), bool)
         masks = [empty if t is None else t for t in targets]
         if self.augment:
-            plan = AUGMENTATION.draw(rng, case.modality)
+            plan = self.data.augmentation.draw(rng, case.modality)
             inputs = [move(volume, plan, order=1) for volume in inputs]
             inputs[0] = change_intensity(inputs[0], plan)
             masks = [move(mask.astype(np.uint8), plan, order=0) for mask in masks]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from prepare_sources import SmallSource, contents
 
@@ -86,6 +88,31 @@ def test_killed_three_times_the_cache_is_the_same_byte_for_byte(tmp_path):
     finish(command, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     assert whole_cases(tmp_path / "killed") == 6
+
+
+def test_no_worker_outlives_a_killed_run(tmp_path):
+    script, cache = Path(__file__).with_name("prepare_sources.py"), tmp_path / "cache"
+    command = [sys.executable, str(script), str(tmp_path), str(cache), "500", "90", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    def workers() -> list[int]:
+        """Processes of the run's session that are not the run itself."""
+        found = []
+        for pid in psutil.pids():
+            with suppress(ProcessLookupError, PermissionError, psutil.Error):
+                if os.getsid(pid) == process.pid != pid and psutil.Process(pid).status() != "zombie":
+                    found.append(pid)
+        return found
+
+    deadline = time.time() + 40
+    while len(list(cache.glob("*.blosc2"))) < 4 and time.time() < deadline:
+        time.sleep(0.02)
+    assert len(workers()) >= 2
+    process.kill()
+    process.wait()
+    while workers() and time.time() < deadline:
+        time.sleep(0.2)
+    assert not workers()
 
 
 @pytest.mark.slow
