@@ -12,9 +12,11 @@ from omegaconf import DictConfig
 from aneurysm.build import build
 from aneurysm.data.errors import UserError
 from aneurysm.data.folds import load_or_make_folds
+from aneurysm.data.memory import GIB
 from aneurysm.data.prepare import prepare_all
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.run import StageRun, run_record, stage_run
+from aneurysm.stages.stored import limit_memory
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,15 @@ def open_experiment(cfg: DictConfig) -> Experiment:
     source = build(cfg.data)
     index = source.index()
     preparation = build(cfg.prepare)
-    jobs = int(cfg.data.get("jobs", 2))
-    prepared = prepare_all(source, preparation, Path(cfg.paths.outputs) / "prepared", jobs=jobs)
+    limit_memory(cfg.memory_gb)
+    prepared = prepare_all(
+        source,
+        preparation,
+        Path(cfg.paths.outputs) / "prepared",
+        jobs=int(cfg.parallel.jobs or cfg.data.get("jobs", 2)),
+        backend=str(cfg.parallel.backend),
+        memory_bytes=None if cfg.memory_gb is None else int(cfg.memory_gb * GIB),
+    )
     index = index[index.series_uid.isin(prepared.keys())].reset_index(drop=True)
     if index.empty:
         raise UserError(f"No series of {source.root} could be prepared; the reasons are in outputs/prepared.")

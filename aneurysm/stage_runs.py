@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
-from aneurysm.data.prepared import PreparedCase, prepared_header
+from aneurysm.data.prepared import SUFFIX, PreparedCase
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
 from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.segmentation import overlap
@@ -31,13 +31,16 @@ from aneurysm.run import StageRun, fit, pretrains, upstream
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import pretrain, smart_net, stacker, vessel
 from aneurysm.stages.findings import CropSettings, Finding, list_findings
-from aneurysm.stages.volumes import (
-    aneurysm_target,
+from aneurysm.stages.stored import (
+    case_at,
+    fit_in_memory,
+    opened,
+    probabilities_at,
     read_probabilities,
     remembered,
-    vessel_target,
     write_probabilities,
 )
+from aneurysm.stages.volumes import aneurysm_target, vessel_target
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
 
@@ -190,7 +193,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
         return smart_net.segment(net, case, earlier, view_settings(s))
 
-    annotated = [p for p in experiment.paths(training) if "vessel" in prepared_header(p).masks]
+    annotated = [p for p in experiment.paths(training) if "vessel" in opened(p).masks]
     some = _spread(annotated, s.rule_scans)
     rule = _lumen_rule([remembered(p) for p in some], lambda case: segmented(case)["vessel"], s)
     rows = []
@@ -350,12 +353,14 @@ def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bo
         fold: CANDIDATES.read(experiment.run("smart_net", fold).read_product("candidates.parquet"))
         for fold in {experiment.fold_of[uid] for uid in uids}
     }
+    whole = fit_in_memory(experiment.paths(uids), 2, int(experiment.cfg.trainer.workers))
     found: list[Finding] = []
     for uid in uids:
+        segmented = _product(experiment.run("segmenter", experiment.fold_of[uid]), uid)
         rows = tables[experiment.fold_of[uid]]
         found += list_findings(
-            remembered(experiment.prepared[uid]),
-            segmentation_of(experiment, uid),
+            case_at(experiment.prepared[uid], whole),
+            probabilities_at(segmented, whole),
             _graph_item(experiment, uid, settings).graph,
             pd.DataFrame(rows[rows.series_uid == uid]),
             lumen_rule(experiment, uid).threshold,
@@ -397,7 +402,7 @@ def _rows(
 
 def _graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
     """A scan's graph, built on first use and kept beside the folds of the stage."""
-    case = remembered(experiment.prepared[uid])
+    case = opened(experiment.prepared[uid])
     path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
     if not path.is_file():
         rule = lumen_rule(experiment, uid)
@@ -415,6 +420,7 @@ def _patches(cfg: Any, s: Any) -> dict[str, Any]:
         "foreground": s.foreground,
         "seed": cfg.seed,
         "workers": cfg.trainer.workers,
+        "augmentation": build(s.augmentation),
     }
 
 
@@ -424,7 +430,7 @@ def _seed_weights(seed: int, run: StageRun) -> None:
 
 
 def _product(run: StageRun, uid: str) -> Path:
-    return run.folder / "products" / f"{uid}.safetensors"
+    return run.folder / "products" / f"{uid}{SUFFIX}"
 
 
 def _lumen_rule(

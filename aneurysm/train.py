@@ -24,7 +24,7 @@ from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
 from aneurysm.run import READS, StageRun, pretrains
 from aneurysm.stage_runs import expert_table, lumen_rule, run_stage, segmentation_of
-from aneurysm.stages.volumes import remembered
+from aneurysm.stages.stored import opened, remembered
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
     vessel = pd.concat(
         [pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds]
     )
-    lesions = {uid: list(remembered(path).lesions) for uid, path in experiment.prepared.items()}
+    lesions = {uid: list(opened(path).lesions) for uid, path in experiment.prepared.items()}
     return evaluate_scans(
         experiment.index,
         scans,

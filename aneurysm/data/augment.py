@@ -12,11 +12,13 @@ import torch
 from monai.transforms.intensity.array import (
     AdjustContrast,
     GaussianSmooth,
+    GibbsNoise,
     RandBiasField,
     RandGaussianNoise,
 )
 from monai.transforms.spatial.array import RandSimulateLowResolution
 from scipy.ndimage import affine_transform
+from torch import Tensor
 
 from aneurysm.data.labels import MIRRORED_LOCATION, mirrored_vessel_labels
 from aneurysm.data.prepared import PreparedCase
@@ -39,7 +41,10 @@ class Plan:
     low_resolution: float | None  # factor down and up again, below 1
     bias: float | None  # strength of the MR coil shading
     noise: float | None  # standard deviation, in normalised units
-    seed: int  # of noise and bias
+    seed: int  # of noise, bias and spikes
+    ringing: float | None = None  # share of the high frequencies of an MR image that are lost (Gibbs ringing)
+    ghost: tuple[int, int, float] | None = None  # MR motion: axis, number of ghosts, their strength
+    spike: float | None = None  # strength of a wrong sample of k-space, an MR herringbone
 
     @property
     def moves(self) -> bool:
@@ -89,11 +94,22 @@ class Augmentation:
     bias: float = 0.3
     noise_chance: float = 0.3
     noise: float = 0.1  # largest standard deviation, normalised units
+    # MR only, and off unless asked for: what pulsation, motion and faulty receivers leave in an image.
+    ghost_chance: float = 0.0
+    ghosts: tuple[int, int] = (2, 5)  # copies of the head along the phase direction
+    ghost: float = 0.25  # largest share of their lines that is lost
+    ringing_chance: float = 0.0
+    ringing: float = 0.4  # largest share of frequencies that is cut off
+    spike_chance: float = 0.0
+    spike: float = 0.3  # largest amplitude, in standard deviations of the patch
 
     def __post_init__(self) -> None:
         for name in ("gamma", "blur", "low_resolution"):
             low, high = getattr(self, name)
             object.__setattr__(self, name, (float(low), float(high)))
+        object.__setattr__(self, "ghosts", (int(self.ghosts[0]), int(self.ghosts[1])))
+        if not 2 <= self.ghosts[0] <= self.ghosts[1] or not 0 <= self.ghost < 1 or not 0 <= self.ringing < 1:
+            raise ValueError("ghosts are at least 2, and the shares ghost and ringing lie in 0 to 1.")
 
     def draw(self, rng: np.random.Generator, modality: str | None = None) -> Plan:
         """Draw a plan; the number of draws does not depend on the outcome, so plans stay comparable."""
@@ -101,6 +117,12 @@ class Augmentation:
         size = rng.uniform(-1, 1, 4)
         level = rng.random(8)
         seed = int(rng.integers(2**31))
+        # From a generator of its own, so that plans of the other changes are what they were without these.
+        scanner = np.random.default_rng([seed, 1])
+        odd, strength = scanner.random(3), scanner.random(3)
+        ghosts = int(scanner.integers(self.ghosts[0], self.ghosts[1] + 1))
+        axis = int(scanner.integers(3))
+        magnetic = modality != "CTA"
 
         def between(limits: tuple[float, float], i: int) -> float:
             return float(limits[0] + (limits[1] - limits[0]) * level[i])
@@ -124,6 +146,11 @@ class Augmentation:
             bias=float(level[5]) * self.bias if level[6] < self.bias_chance and modality != "CTA" else None,
             noise=float(level[7]) * self.noise if chance[8] < self.noise_chance else None,
             seed=seed,
+            ghost=(axis, ghosts, float(strength[0]) * self.ghost)
+            if magnetic and odd[0] < self.ghost_chance
+            else None,
+            ringing=float(strength[1]) * self.ringing if magnetic and odd[1] < self.ringing_chance else None,
+            spike=float(strength[2]) * self.spike if magnetic and odd[2] < self.spike_chance else None,
         )
 
 
@@ -206,6 +233,12 @@ def change_intensity(image: np.ndarray, plan: Plan) -> np.ndarray:
     if plan.low_resolution is not None:
         zoom = (plan.low_resolution, plan.low_resolution)
         x = RandSimulateLowResolution(prob=1.0, zoom_range=zoom)(x)
+    if plan.ghost is not None:
+        x = ghosted(x, *plan.ghost)
+    if plan.ringing is not None:
+        x = torch.as_tensor(GibbsNoise(alpha=plan.ringing)(x))
+    if plan.spike is not None:
+        x = _spiked(x, plan.spike, plan.seed)
     if plan.gamma is not None:
         x = AdjustContrast(plan.gamma)(x)
     if plan.contrast != 1 or plan.brightness:
@@ -216,3 +249,36 @@ def change_intensity(image: np.ndarray, plan: Plan) -> np.ndarray:
         noise.set_random_state(plan.seed)
         x = noise(x)
     return np.asarray(torch.as_tensor(x)[0], dtype=np.float32)
+
+
+def ghosted(image: Tensor, axis: int, ghosts: int, strength: float) -> Tensor:
+    """Copies of a moving head along the phase direction of an MR scan.
+
+    Every `ghosts`-th line of k-space was taken in another state of motion, here with less signal; the image
+    repeats faintly at distances of 1 / `ghosts` of the field of view. MONAI has no such transform.
+
+    Args:
+        image: (1, d, h, w).
+        axis: of the phase direction, 0, 1, 2 for d, h, w.
+        strength: share of the signal that these lines lose, 0..1.
+    """
+    axis, n = axis + 1, image.shape[axis + 1]
+    space = torch.fft.fft(image, dim=axis)
+    # The mean and the coarsest shapes are kept: the whole patch would change its brightness otherwise.
+    frequency = torch.fft.fftfreq(n, d=1 / n).round().long().abs()
+    lines = (frequency % ghosts == 0) & (frequency > 0)
+    weight = torch.where(lines, 1 - strength, 1.0).to(image.dtype)
+    shape = [1] * image.ndim
+    shape[axis] = n
+    return torch.fft.ifft(space * weight.reshape(shape), dim=axis).real.to(image.dtype)
+
+
+def _spiked(image: Tensor, strength: float, seed: int) -> Tensor:
+    """A plane wave of `strength` standard deviations: one sample of k-space was wrong."""
+    rng = np.random.default_rng([seed, 2])
+    frequency = rng.uniform(0.1, 0.4, 3) * rng.choice([-1, 1], 3)  # cycles per voxel, no whole-patch drift
+    axes = [
+        torch.arange(n, dtype=image.dtype) * float(f) for n, f in zip(image.shape[1:], frequency, strict=True)
+    ]
+    phase = axes[0][:, None, None] + axes[1][None, :, None] + axes[2] + float(rng.random())
+    return image + strength * image.std() * torch.cos(2 * np.pi * phase)

@@ -19,11 +19,13 @@ import pandas as pd
 
 from aneurysm.data.bids_people import Participants, Person, read_sidecar
 from aneurysm.data.errors import ReadError
+from aneurysm.data.extents import nifti_extent
 from aneurysm.data.labels import LOCATIONS, UNNAMED_VESSEL
 from aneurysm.data.lesions import measure_lesions
 from aneurysm.data.nifti import read_mask, read_nifti, series_name
 from aneurysm.data.scan import Case, Grid
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
+from aneurysm.data.workload import Extent
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,10 @@ class BidsSource:
             present=None if np.isnan(present) else bool(present),
             locations=np.full(len(LOCATIONS), _locations(present), np.float32),
         )
+
+    def extent(self, series_uid: str) -> Extent | None:
+        """How large a series is, from the header of its image."""
+        return nifti_extent(self._images[series_uid])
 
     def fingerprint(self, series_uid: str) -> str:
         """A hash that changes when the image, its masks or the participant's row change on disk."""

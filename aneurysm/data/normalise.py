@@ -102,10 +102,11 @@ class Scale:
     low: float  # lowest value of the result
     high: float
 
-    def __call__(self, volume: np.ndarray) -> np.ndarray:
-        """Normalised intensities, float32, same shape."""
-        scaled = (np.asarray(volume, np.float32) - np.float32(self.offset)) / np.float32(self.divisor)
-        return np.clip(scaled, self.low, self.high)
+    def __call__(self, volume: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalised intensities, float32, same shape; `out` may be the volume itself."""
+        scaled = np.subtract(volume, np.float32(self.offset), out=out, dtype=np.float32)
+        scaled = np.divide(scaled, np.float32(self.divisor), out=out)
+        return np.clip(scaled, np.float32(self.low), np.float32(self.high), out=out)
 
 
 def ct_scale(window: tuple[float, float], soft_tissue: float, vessel: float) -> Scale:

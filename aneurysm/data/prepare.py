@@ -5,29 +5,33 @@ import json
 import logging
 import warnings
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-from scipy.ndimage import distance_transform_edt
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.files import replacing
+from aneurysm.data.files import alone_in, replacing
 from aneurysm.data.normalise import ct_scale, find_head, head_box, mr_scale
 from aneurysm.data.prepared import (
     FORMAT,
+    SUFFIX,
     PreparedCase,
     load_prepared,
     load_prepared_crop,
+    open_prepared,
     prepared_header,
     save_prepared,
 )
-from aneurysm.data.resample import crop_grid, isotropic, resample
-from aneurysm.data.scan import Case, Grid, Scan
+from aneurysm.data.progress import Counter
+from aneurysm.data.resample import crop_grid, isotropic, resample, resample_labels
+from aneurysm.data.scan import Case, Scan
+from aneurysm.data.workers import run_each
+from aneurysm.data.workload import Measured, Need, affordable_jobs, check_disk, need_of
 
 __all__ = [
     "CaseSource",
@@ -39,6 +43,7 @@ __all__ = [
     "prepare_case",
     "prepare_scan",
     "prepared_header",
+    "resample_labels",
 ]
 
 log = logging.getLogger(__name__)
@@ -114,10 +119,12 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
     """
     scan = case.scan
     cta = scan.modality == "CTA"
-    # Scanners mark what lies outside the reconstruction circle by values far below air.
-    volume = np.maximum(scan.volume, _AIR_HU) if cta else scan.volume
-    if volume.min() == volume.max():
-        raise ReadError(f"{scan.series_uid}: every voxel is {volume.min():g}. Export the series again.")
+    volume, lowest = scan.volume, scan.volume.min()
+    if lowest == volume.max():
+        raise ReadError(f"{scan.series_uid}: every voxel is {lowest:g}. Export the series again.")
+    if cta and lowest < _AIR_HU:
+        # Scanners mark what lies outside the reconstruction circle by values far below air.
+        volume = np.maximum(volume, np.float32(_AIR_HU))
     box, tissue = find_head(volume, scan.grid, scan.modality, scan.series_uid)
     start, size = (0, 0, 0), scan.grid.shape
     if preparation.crop:
@@ -141,7 +148,7 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
         series_uid=scan.series_uid,
         patient_id=scan.patient_id,
         modality=scan.modality,
-        image=scale(image),
+        image=scale(image, out=image),
         grid=grid,
         vessel=vessel,
         aneurysm=aneurysm,
@@ -156,81 +163,101 @@ def prepare_case(case: Case, preparation: Preparation) -> PreparedCase:
     )
 
 
-def resample_labels(labels: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
-    """Bring labels onto another grid: borders by linear interpolation at one half, names by the nearest.
-
-    Nearest voxels alone would move borders by up to half a voxel at random, which on a vessel two voxels wide
-    is a large part of it.
-
-    Args:
-        labels: (d, h, w) uint8 on `grid`.
-    """
-    if grid.same_as(target):
-        return labels.copy()
-    names = resample(labels, grid, target, order=0, fill=0)
-    inside = resample((labels > 0).astype(np.float32), grid, target, order=1, fill=0.0) >= 0.5
-    unnamed = inside & (names == 0)
-    if unnamed.any() and names.any():
-        nearest: Any = distance_transform_edt(names == 0, return_distances=False, return_indices=True)
-        names = np.where(unnamed, names[tuple(nearest)], names)
-    return np.where(inside, names, 0).astype(np.uint8)
-
-
 def prepare_all(
-    source: CaseSource, preparation: Preparation, folder: Path | str, jobs: int = 1
+    source: CaseSource,
+    preparation: Preparation,
+    folder: Path | str,
+    jobs: int = 1,
+    backend: str = "loky",
+    memory_bytes: int | None = None,
 ) -> dict[str, Path]:
     """Prepare every series of a source once; what is in the cache already is not touched.
 
     A file's name carries a hash of the source, the labels and files of the series, and the preparation, so a
-    change of any of them prepares again and never mixes. A killed run goes on where it stopped. A case
-    that fails is logged, listed with its reason in `<folder>/failed.json`, left out, and tried again
-    by the next call.
+    change of any of them prepares again and never mixes. A run killed at any moment goes on where it stopped;
+    what it had half written is swept away. A case that fails, or that kills the process which prepares
+    it, is logged, listed with its reason in `<folder>/failed.json`, left out, and tried again by the
+    next call. Two calls on one folder wait for each other.
 
     Args:
-        jobs: processes; 1 works in this one.
+        jobs: processes; 1 works in this one. Fewer are used when memory would not suffice.
+        backend: "loky", "dask" or "ray" (`workers.run_each`).
+        memory_bytes: for all processes together; None takes most of what is free.
 
     Returns:
         {series_uid: path} of the cases that could be prepared, in the order of the index.
 
     Raises:
         ReadError: no case at all could be prepared.
-        RuntimeError: a worker process died (usually for lack of memory).
+        UserError: the disk is too full, or the backend is not there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     index = source.index()
     paths = {
-        str(row["series_uid"]): folder / f"{row['series_uid']}-{_key(source, preparation, row)}.safetensors"
+        str(row["series_uid"]): folder / f"{row['series_uid']}-{_key(source, preparation, row)}{SUFFIX}"
         for row in index.to_dict("records")
     }
-    todo = [uid for uid, path in paths.items() if not path.is_file()]
-    log.info("%d of %d cases are prepared already in %s", len(paths) - len(todo), len(paths), folder)
-    failed: dict[str, str] = {}
-    _write_failed(folder, failed)
-    work = (delayed(_prepare_one)(source, uid, preparation, paths[uid]) for uid in todo)
-    results: Any = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")(work)
-    try:
-        for done, (uid, problem) in enumerate(results, start=1):
-            if problem is not None:
-                log.warning("%s was skipped: %s", uid, problem)
-                failed[uid] = problem
-                _write_failed(folder, failed)
-            if done % max(len(todo) // 10, 1) == 0 or done == len(todo):
-                log.info("prepared %d of %d cases, %d skipped", done, len(todo), len(failed))
-    except TerminatedWorkerError as error:
-        left = [uid for uid in todo if not paths[uid].is_file() and uid not in failed]
-        raise RuntimeError(
-            f"A worker process was killed, usually for lack of memory, while preparing one of the next "
-            f"{jobs} of {len(left)} cases left ({', '.join(left[:jobs])}). Run the same command again with "
-            "fewer jobs; finished cases are kept."
-        ) from error
+    with alone_in(folder):
+        failed = _prepare_missing(source, preparation, folder, paths, jobs, backend, memory_bytes)
     if failed:
         log.warning("%d of %d cases were skipped, see %s", len(failed), len(paths), folder / "failed.json")
     ready = {uid: path for uid, path in paths.items() if uid not in failed}
     if not ready:
-        first = next(iter(failed.items()), ("none", "the index is empty"))
+        first = next(((uid, failed[uid]) for uid in paths), ("none", "the index is empty"))
         raise ReadError(f"No case of {source.root} could be prepared; the first, {first[0]}: {first[1]}")
     return ready
+
+
+def _prepare_missing(
+    source: CaseSource,
+    preparation: Preparation,
+    folder: Path,
+    paths: dict[str, Path],
+    jobs: int,
+    backend: str,
+    memory_bytes: int | None,
+) -> dict[str, str]:
+    """Prepare what is not there; returns what went wrong, by series."""
+    todo = [uid for uid, path in paths.items() if not _is_whole(path)]
+    log.info("%d of %d cases are prepared already in %s", len(paths) - len(todo), len(paths), folder)
+    failed: dict[str, str] = {}
+    _write_failed(folder, failed)
+    needs = {uid: _need(source, preparation, uid) for uid in todo}
+    check_disk(needs, folder)
+    if backend == "loky":  # the memory of a cluster is not ours to divide
+        jobs = affordable_jobs(needs, jobs, memory_bytes)
+    task = partial(_prepare_one, source, preparation)
+    missing = {uid: paths[uid] for uid in todo}
+    with Counter(len(todo)) as counter:
+        for uid, problem in run_each(task, missing, jobs, backend, folder / ".running"):
+            if problem is not None:
+                log.warning("%s was skipped: %s", uid, problem)
+                failed[uid] = problem
+                _write_failed(folder, failed)
+            counter.step(skipped=problem is not None)
+    return failed
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a case is there; a file cut short by a full disk or a power failure is not."""
+    if not path.is_file():
+        return False
+    try:
+        open_prepared(path)
+    except ReadError as error:
+        log.warning("%s It is prepared again.", error)
+        return False
+    return True
+
+
+def _need(source: CaseSource, preparation: Preparation, series_uid: str) -> Need:
+    extent = None
+    if isinstance(source, Measured):
+        # What is wrong with a series is found, and told, when it is prepared.
+        with suppress(Exception):
+            extent = source.extent(series_uid)
+    return need_of(extent, preparation.spacing_mm, preparation.crop, preparation.margin_mm)
 
 
 def _key(source: CaseSource, preparation: Preparation, row: dict[Hashable, Any]) -> str:
@@ -244,18 +271,19 @@ def _key(source: CaseSource, preparation: Preparation, row: dict[Hashable, Any])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _prepare_one(
-    source: CaseSource, series_uid: str, preparation: Preparation, path: Path
-) -> tuple[str, str | None]:
+def _prepare_one(source: CaseSource, preparation: Preparation, series_uid: str, path: Path) -> str | None:
+    """Prepare one case unless it is there; returns what went wrong."""
+    if _is_whole(path):
+        return None  # by a process that died before it could say so
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns about every odd tag of every file
             save_prepared(prepare_case(source.case(series_uid), preparation), path)
     except ReadError as error:
-        return series_uid, str(error)
+        return str(error)
     except Exception as error:  # one broken case must not end a run of thousands
-        return series_uid, f"{type(error).__name__}: {error}"
-    return series_uid, None
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _write_failed(folder: Path, failed: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from aneurysm.data.dicom import find_series, read_series_with_slices
 from aneurysm.data.errors import ReadError
+from aneurysm.data.extents import dicom_extent
 from aneurysm.data.labels import LOCATIONS, PRESENT, UNNAMED_VESSEL
 from aneurysm.data.lesions import match_lesions, measure_lesions, merge_points
 from aneurysm.data.nifti import read_mask
@@ -30,6 +31,7 @@ from aneurysm.data.rsna_tables import (
 from aneurysm.data.scan import Case, Grid, Lesion, Scan
 from aneurysm.data.slices import SliceIndex, read_header
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
+from aneurysm.data.workload import Extent
 
 __all__ = ["MODALITY_NAMES", "RsnaSource", "match_lesions", "measure_lesions", "parse_coordinates"]
 
@@ -115,6 +117,10 @@ class RsnaSource:
                 status = path.stat()
                 parts.append(f"{path.name} {status.st_size if path.is_file() else 0} {status.st_mtime_ns}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def extent(self, series_uid: str) -> Extent | None:
+        """How large a series is, from the header of its first image."""
+        return dicom_extent(sorted((self.root / "series" / series_uid).glob("*.dcm")))
 
     @cached_property
     def _index(self) -> pd.DataFrame:

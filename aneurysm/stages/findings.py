@@ -15,10 +15,10 @@ from torch import Tensor
 
 from aneurysm.data.augment import Augmentation, change_intensity
 from aneurysm.data.labels import MIRRORED_LOCATION, MODALITIES
-from aneurysm.data.prepared import PreparedCase
 from aneurysm.nets.expert import ExpertBatch
 from aneurysm.physics.flow_points import FlowPoints, collate_flow, sample_flow_points
-from aneurysm.stages.volumes import aneurysm_target, crop, network_image
+from aneurysm.stages.patches import aneurysm_patch, network_patch, probability_patch
+from aneurysm.stages.stored import AnyCase, Probabilities
 from aneurysm.vessels.candidates import Candidate, candidate_graph_features
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.parent import local_path
@@ -32,8 +32,8 @@ SIGNS = {0: 2, 1: 1, 2: 0}  # array axis (d, h, w) -> world axis (z, y, x)
 class Finding:
     """A candidate with its surroundings and, in training, with what is known about it."""
 
-    case: PreparedCase
-    probability: dict[str, np.ndarray]  # lumen and sac, (d, h, w) float32
+    case: AnyCase
+    probability: Probabilities  # lumen and sac, (d, h, w) float32
     graph: VesselGraph
     number: int  # of the candidate in its scan, -1 for an annotation
     candidate: Candidate
@@ -69,8 +69,8 @@ class CropSettings:
 
 
 def list_findings(
-    case: PreparedCase,
-    probability: dict[str, np.ndarray],
+    case: AnyCase,
+    probability: Probabilities,
     graph: VesselGraph,
     rows: pd.DataFrame,
     threshold: float,
@@ -161,11 +161,10 @@ def example(
     middle = one.centre_mm + (shift_mm if shift_mm is not None else 0.0)
     start = np.round(grid.to_index(middle)).astype(int) - size // 2
     middle = grid.to_mm(start + (size - 1) / 2)  # the centre of the voxels that are actually cut out
-    image = network_image(case)
-    patch = crop(image, start, size, fill=float(image.min()))
-    vessel = crop(one.probability["vessel"], start, size)
-    sac = aneurysm_target(case)
-    mask = crop(sac, start, size) if sac is not None else np.zeros(patch.shape, bool)
+    patch = network_patch(case, start, size)
+    vessel = probability_patch(one.probability, "vessel", start, size)
+    sac = aneurysm_patch(case, start, size)
+    mask = sac if sac is not None else np.zeros(patch.shape, bool)
     offset = np.full(3, np.nan) if one.lesion_mm is None else one.lesion_mm - middle
     location, position = one.location, one.position.copy()
     flow = flow_points(one, size) if settings.flow else None
@@ -224,7 +223,7 @@ def flow_points(one: Finding, size: int) -> FlowPoints:
         path = (grid.to_index(one.centre_mm + path) - middle) * grid.spacing  # (m, 3) as (d, h, w) mm
         tangent = tangent @ (grid.affine[:3, :3] / grid.spacing)
         rng = np.random.default_rng([zlib.crc32(one.case.series_uid.encode()), one.number + 1])
-        vessel = above_half(crop(one.probability["vessel"], start, size), one.threshold)
+        vessel = above_half(probability_patch(one.probability, "vessel", start, size), one.threshold)
         cached = sample_flow_points(vessel, grid.spacing, path, tangent, radius, rng=rng)
         one.__dict__["_flow_points"] = cached
     return cached

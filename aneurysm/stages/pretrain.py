@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from aneurysm.data.augment import Augmentation, move
 from aneurysm.nets.masking import AnatoMask, RandomBlocks, teacher_decay
 from aneurysm.nets.reconstruction import MaskedReconstruction
+from aneurysm.stages.patches import network_patch
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.volumes import crop, network_image, remembered
+from aneurysm.stages.stored import case_at, fit_in_memory
 
 # Geometry only: the task is to reconstruct intensities, so they stay what they are.
 AUGMENTATION = Augmentation(flip_chance=0.5)
@@ -95,14 +96,19 @@ class PretrainData(LightningDataModule):
         super().__init__()
         self.train, self.held_out = list(train), list(held_out)
         self.patch, self.batch, self.steps, self.seed, self.workers = patch, batch, steps, seed, workers
+        self.whole = fit_in_memory([*self.train, *self.held_out], processes=workers)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        crops = CropDataset(self.train, self.batch * self.steps, self.patch, (self.seed, epoch), augment=True)
+        key = (self.seed, epoch)
+        crops = CropDataset(
+            self.train, self.batch * self.steps, self.patch, key, augment=True, whole=self.whole
+        )
         return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        crops = CropDataset(self.held_out, 4 * self.batch, self.patch, (self.seed, 10**6), augment=False)
+        key = (self.seed, 10**6)
+        crops = CropDataset(self.held_out, 4 * self.batch, self.patch, key, augment=False, whole=self.whole)
         return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
 
 
@@ -110,20 +116,26 @@ class CropDataset(Dataset):
     """Crop i of an epoch is a function of (seed, epoch, i) alone."""
 
     def __init__(
-        self, paths: list[Path], count: int, patch: int, key: tuple[int, int], augment: bool
+        self,
+        paths: list[Path],
+        count: int,
+        patch: int,
+        key: tuple[int, int],
+        augment: bool,
+        whole: bool,
     ) -> None:
-        self.paths, self.count, self.patch, self.key, self.augment = paths, count, patch, key, augment
+        self.paths, self.count, self.patch, self.key = paths, count, patch, key
+        self.augment, self.whole = augment, whole
 
     def __len__(self) -> int:
         return self.count if self.paths else 0
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((*self.key, index))
-        case = remembered(self.paths[int(rng.integers(len(self.paths)))])
-        image = network_image(case)
-        room = np.maximum(np.array(image.shape) - self.patch, 0)
+        case = case_at(self.paths[int(rng.integers(len(self.paths)))], self.whole)
+        room = np.maximum(np.array(case.grid.shape) - self.patch, 0)
         start = np.array([int(rng.integers(n + 1)) for n in room])
-        patch = crop(image, start, self.patch, fill=float(image.min()))
+        patch = network_patch(case, start, self.patch)
         if self.augment:
             patch = move(patch, AUGMENTATION.draw(rng, case.modality), order=1)
         return torch.from_numpy(np.ascontiguousarray(patch, dtype=np.float32))[None]

@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
-from aneurysm.data.prepared import prepared_header
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.volumes import (
-    aneurysm_target,
-    crop,
-    network_image,
-    read_probabilities,
-    remembered,
-    vessel_target,
+from aneurysm.stages.patches import (
+    aneurysm_patch,
+    aneurysm_voxels,
+    network_patch,
+    probability_patch,
+    vessel_patch,
+    vessel_voxels,
 )
+from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, c, d, h, w), targets (b, k, d, h, w), known (b, k) bool
 # Structures are named by shape, not by side, so every flip gives a plausible patch.
 AUGMENTATION = Augmentation(flip_chance=0.5)
-TARGETS = {"vessel": vessel_target, "aneurysm": aneurysm_target}
+# How a structure's patch is cut, and where its voxels are.
+TARGETS = {"vessel": (vessel_patch, vessel_voxels), "aneurysm": (aneurysm_patch, aneurysm_voxels)}
 
 
 class SegmentationModule(LightningModule):
@@ -59,11 +60,14 @@ class SegmentationData(LightningDataModule):
     Every modality gives the same share of the patches, however few its scans are: a net that has seen MRA
     often and T2 seldom would be finished with the one before it had begun with the other.
 
+    Scans are kept whole in memory when all of them fit; otherwise every patch is read from its file alone.
+
     Args:
         train: prepared cases of the training patients.
         held_out: prepared cases of the held-out fold; they steer nothing, only the curves show them.
         channels: what to segment, names in TARGETS.
         upstream: vessel probabilities by series, given as a second input channel.
+        augmentation: of training patches.
         foreground: share of patches centred on the rarest annotated structure of the scan.
     """
 
@@ -79,6 +83,7 @@ class SegmentationData(LightningDataModule):
         seed: int,
         workers: int = 0,
         upstream: dict[str, Path] | None = None,
+        augmentation: Augmentation = AUGMENTATION,
     ) -> None:
         super().__init__()
         self.train, self.held_out, self.channels = list(train), list(held_out), channels
@@ -86,6 +91,8 @@ class SegmentationData(LightningDataModule):
         self.train_groups, self.held_out_groups = by_modality(self.train), by_modality(self.held_out)
         self.patch, self.batch, self.steps, self.foreground = patch, batch, steps, foreground
         self.seed, self.workers, self.upstream = seed, workers, upstream
+        self.augmentation = augmentation
+        self.whole = fit_in_memory([*self.train, *self.held_out], 0 if upstream is None else 1, workers)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch if self.trainer else 0
@@ -103,7 +110,7 @@ def by_modality(paths: Sequence[Path]) -> list[list[Path]]:
     """Prepared cases in groups of one modality each, in the order of the modalities' names."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        groups[prepared_header(path).modality].append(path)
+        groups[opened(path).modality].append(path)
     return [groups[name] for name in sorted(groups)]
 
 
@@ -127,34 +134,32 @@ class PatchDataset(Dataset):
         rng = np.random.default_rng((*self.key, index))
         group = self.groups[int(rng.integers(len(self.groups)))]
         path = group[int(rng.integers(len(group)))]
-        case, size = remembered(path), self.data.patch
-        targets = {name: TARGETS[name](case) for name in self.data.channels}
-        start = self._centre(targets, case.grid.shape, rng) - size // 2
-        image = network_image(case)
-        inputs = [crop(image, start, size, fill=float(image.min()))]
+        case, size = case_at(path, self.data.whole), self.data.patch
+        start = self._centre(case, rng) - size // 2
+        inputs = [network_patch(case, start, size)]
         if self.data.upstream is not None:
-            vessel = read_probabilities(self.data.upstream[case.series_uid])["vessel"]
-            inputs.append(crop(vessel, start, size))
+            vessel = probabilities_at(self.data.upstream[case.series_uid], self.data.whole)
+            inputs.append(probability_patch(vessel, "vessel", start, size))
+        targets = [TARGETS[name][0](case, start, size) for name in self.data.channels]
         empty = np.zeros((size, size, size), bool)
-        masks = [empty if t is None else crop(t, start, size) for t in targets.values()]
+        masks = [empty if t is None else t for t in targets]
         if self.augment:
-            plan = AUGMENTATION.draw(rng, case.modality)
+            plan = self.data.augmentation.draw(rng, case.modality)
             inputs = [move(volume, plan, order=1) for volume in inputs]
             inputs[0] = change_intensity(inputs[0], plan)
             masks = [move(mask.astype(np.uint8), plan, order=0) for mask in masks]
         return (
             torch.from_numpy(np.stack(inputs).astype(np.float32)),
             torch.from_numpy(np.stack(masks).astype(np.float32)),
-            torch.tensor([t is not None for t in targets.values()]),
+            torch.tensor([t is not None for t in targets]),
         )
 
-    def _centre(
-        self, targets: dict[str, np.ndarray | None], shape: tuple[int, int, int], rng: np.random.Generator
-    ) -> np.ndarray:
+    def _centre(self, case: AnyCase, rng: np.random.Generator) -> np.ndarray:
+        shape = case.grid.shape
         if rng.random() < self.data.foreground:
             # The last channel that has any voxel is the rarest one.
-            for mask in reversed(targets.values()):
-                if mask is not None and mask.any():
-                    voxels = np.flatnonzero(mask)
-                    return np.array(np.unravel_index(voxels[int(rng.integers(len(voxels)))], shape))
+            for name in reversed(self.data.channels):
+                voxels = TARGETS[name][1](case)
+                if voxels is not None and len(voxels):
+                    return np.array(np.unravel_index(int(voxels[int(rng.integers(len(voxels)))]), shape))
         return np.array([int(rng.integers(n)) for n in shape])

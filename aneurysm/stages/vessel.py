@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from aneurysm.data.prepared import PreparedCase, prepared_header
+from aneurysm.data.prepared import PreparedCase
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
+from aneurysm.stages.stored import opened
 from aneurysm.stages.volumes import View, network_image, probability_volume
 
 INPUTS, CHANNELS = 1, ("vessel",)
@@ -25,8 +26,8 @@ class VesselData(SegmentationData):
     """Patches of scans whose vessels are annotated; others teach this stage nothing."""
 
     def __init__(self, train: Sequence[Path], held_out: Sequence[Path], **settings) -> None:
-        annotated = [p for p in train if "vessel" in prepared_header(p).masks]
-        shown = [p for p in held_out if "vessel" in prepared_header(p).masks]
+        annotated = [p for p in train if "vessel" in opened(p).masks]
+        shown = [p for p in held_out if "vessel" in opened(p).masks]
         super().__init__(annotated, shown, CHANNELS, **settings)
 
 

@@ -1,27 +1,17 @@
 """From a prepared case to what the networks see, and from their windows back to a whole volume."""
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from aneurysm.data.files import replacing
-from aneurysm.data.prepared import PreparedCase, load_prepared
+from aneurysm.data.prepared import PreparedCase
 from aneurysm.data.scan import Grid
 
 AXES = "dhw"
 POINT_LESION_RADIUS_MM = 2.5  # sphere drawn where only a localizer point is known
-
-
-@lru_cache(maxsize=64)
-def remembered(path: Path) -> PreparedCase:
-    """Load a prepared case, keeping the most recent ones in memory."""
-    return load_prepared(path)
 
 
 def network_image(case: PreparedCase) -> np.ndarray:
@@ -58,31 +48,22 @@ def aneurysm_target(case: PreparedCase) -> np.ndarray | None:
 def ball(grid: Grid, centre_mm: np.ndarray, radius_mm: float) -> np.ndarray:
     """Voxels within `radius_mm` of a world position, (d, h, w) bool."""
     mask = np.zeros(grid.shape, bool)
+    mask[tuple(ball_voxels(grid, centre_mm, radius_mm).T)] = True
+    return mask
+
+
+def ball_voxels(grid: Grid, centre_mm: np.ndarray, radius_mm: float) -> np.ndarray:
+    """Indices (n, 3) of the voxels within `radius_mm` of a world position."""
     centre = grid.to_index(centre_mm)
     reach = np.ceil(radius_mm / grid.spacing).astype(int) + 1
     low = np.maximum(np.floor(centre).astype(int) - reach, 0)
     high = np.minimum(np.floor(centre).astype(int) + reach + 1, grid.shape)
     if (high <= low).any():
-        return mask
+        return np.zeros((0, 3), int)
     index = np.stack(
         np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1
-    )
-    inside = np.linalg.norm(grid.to_mm(index) - centre_mm, axis=-1) <= radius_mm
-    mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = inside
-    return mask
-
-
-def crop(
-    volume: np.ndarray, start: np.ndarray, size: int | tuple[int, int, int], fill: float = 0.0
-) -> np.ndarray:
-    """A box of `size` voxels from index `start` (may be outside), padded with `fill`."""
-    sizes = np.broadcast_to(np.asarray(size), 3)
-    low, high = np.maximum(start, 0), np.minimum(start + sizes, volume.shape)
-    out = np.full(tuple(sizes), fill, volume.dtype)
-    if (high > low).all():
-        target = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
-        out[target] = volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return out
+    ).reshape(-1, 3)
+    return index[np.linalg.norm(grid.to_mm(index) - centre_mm, axis=-1) <= radius_mm]
 
 
 @dataclass(frozen=True)
@@ -128,16 +109,3 @@ def probability_volume(net: nn.Module, inputs: np.ndarray, view: View) -> np.nda
         views.append(torch.sigmoid(logits[0].float()).flip(axes).cpu())
     net.train(was_training)
     return torch.stack(views).mean(0).numpy()
-
-
-def write_probabilities(path: Path, volumes: dict[str, np.ndarray]) -> None:
-    """Store probability volumes as uint8 (1/255 steps), atomically."""
-    tensors = {k: np.ascontiguousarray(np.round(v * 255).astype(np.uint8)) for k, v in volumes.items()}
-    with replacing(path) as part:
-        save_file(tensors, part)
-
-
-@lru_cache(maxsize=64)
-def read_probabilities(path: Path) -> dict[str, np.ndarray]:
-    """Read probability volumes back as float32 in 0..1."""
-    return {name: v.astype(np.float32) / 255 for name, v in load_file(path).items()}

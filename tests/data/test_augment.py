@@ -4,9 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aneurysm.data.augment import Augmentation, augment_case, augment_patch, change_intensity, move
-from aneurysm.data.labels import LOCATIONS, VESSEL_LABEL
+from aneurysm.data.augment import (
+    Augmentation,
+    augment_case,
+    augment_patch,
+    change_intensity,
+    ghosted,
+    move,
+)
+from aneurysm.data.labels import LOCATIONS, MIRRORED_LOCATION, VESSEL_LABEL
 from aneurysm.data.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
 
@@ -16,7 +26,7 @@ OFF = Augmentation(
 )  # fmt: skip
 ALL = Augmentation(
     mirror_chance=0.5, flip_chance=0.5, affine_chance=1, gamma_chance=1, intensity_chance=1, blur_chance=1,
-    low_resolution_chance=1, bias_chance=1, noise_chance=1,
+    low_resolution_chance=1, bias_chance=1, noise_chance=1, ghost_chance=1, ringing_chance=1, spike_chance=1,
 )  # fmt: skip
 LEFT, RIGHT = (LOCATIONS.index(f"{side} Middle Cerebral Artery") for side in ("Left", "Right"))
 
@@ -85,7 +95,9 @@ def test_nothing_switched_on_changes_nothing(case):
     assert not plan.mirror and not plan.moves
 
 
-@pytest.mark.parametrize("part", ["gamma", "intensity", "blur", "low_resolution", "bias", "noise"])
+@pytest.mark.parametrize(
+    "part", ["gamma", "intensity", "blur", "low_resolution", "bias", "noise", "ghost", "ringing", "spike"]
+)
 def test_each_intensity_change_alone(case, part):
     only = dataclasses.replace(OFF, **{f"{part}_chance": 1.0})
     image, (mask,), plan = augment_patch(case.image, [case.aneurysm], np.random.default_rng(1), only, "MRA")
@@ -94,10 +106,10 @@ def test_each_intensity_change_alone(case, part):
     np.testing.assert_array_equal(mask, case.aneurysm)
     # The aneurysm is still the brightest thing.
     assert image[case.aneurysm == 1].mean() > image[case.aneurysm == 0].mean() + 1
-    if part == "bias":
+    if part in ("bias", "ghost", "ringing", "spike"):
         untouched, _, _ = augment_patch(case.image, [], np.random.default_rng(1), only, "CTA")
         np.testing.assert_array_equal(untouched, case.image)  # CT has no coils
-        assert plan.bias is not None
+        assert getattr(plan, part) is not None
 
 
 def test_chances_are_kept():
@@ -107,3 +119,64 @@ def test_chances_are_kept():
     assert 0.13 < np.mean([p.moves for p in plans]) < 0.27
     noise = [p.noise for p in plans if p.noise is not None]
     assert 0.2 < len(noise) / 600 < 0.4 and min(noise) >= 0 and max(noise) <= 0.1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_mirrored_patch_is_the_mirrored_patient(seed):
+    """Each voxel's label names the artery on the other side, whatever the labels are."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(3, 9, 3))
+    grid = Grid(shape, np.array([[0, 0, 0.8, -4], [0, 0.8, 0, 5], [0.8, 0, 0, 9], [0, 0, 0, 1.0]]))
+    vessel = rng.integers(0, 15, shape).astype(np.uint8)
+    aneurysm = rng.integers(0, 4, shape).astype(np.uint8)
+    locations = rng.choice([0, 1, np.nan], len(LOCATIONS)).astype(np.float32)
+    lesions = tuple(
+        Lesion(grid.to_mm(rng.uniform(0, shape)), 1.0, int(rng.integers(len(LOCATIONS)))) for _ in range(3)
+    )
+    case = PreparedCase(
+        "s", "p", "MRA", rng.normal(size=shape).astype(np.float32), grid, vessel, aneurysm, lesions,
+        None, None, True, locations, grid, 0.0,
+    )  # fmt: skip
+    changed, _ = augment_case(case, rng, dataclasses.replace(OFF, mirror_chance=1))
+    name_of = {label: LOCATIONS[i] for i, label in enumerate(VESSEL_LABEL)}
+
+    def other(name: str) -> str:
+        swapped = name.replace("Left ", "#").replace("Right ", "Left ").replace("#", "Right ")
+        return swapped if name.startswith(("Left ", "Right ")) else name
+
+    for index in np.ndindex(shape):
+        mirrored = (*index[:2], shape[2] - 1 - index[2])
+        before, after = int(vessel[index]), int(changed.vessel[mirrored])
+        assert after == before if before not in name_of else name_of[after] == other(name_of[before])
+        assert aneurysm[index] == changed.aneurysm[mirrored] and case.image[index] == changed.image[mirrored]
+        # The grid keeps telling where in the patient the voxel was.
+        np.testing.assert_allclose(changed.grid.to_mm(mirrored), grid.to_mm(index), atol=1e-9)
+    for i, name in enumerate(LOCATIONS):
+        j = LOCATIONS.index(other(name))
+        assert MIRRORED_LOCATION[i] == j
+        np.testing.assert_array_equal(changed.locations[j], locations[i])
+    for one, swapped in zip(lesions, changed.lesions, strict=True):
+        assert LOCATIONS[swapped.location] == other(LOCATIONS[one.location])
+        np.testing.assert_array_equal(swapped.centre_mm, one.centre_mm)
+
+
+def test_ghosts_repeat_the_head_along_one_axis():
+    image = torch.zeros(1, 24, 20, 60)
+    image[0, 10:14, 8:12, 28:32] = 1
+    changed = ghosted(image, axis=2, ghosts=3, strength=0.3)
+    rest = (changed - image)[0, 12, 10]
+    assert rest[8:12].abs().min() > 0.02 and rest[48:52].abs().min() > 0.02  # 20 voxels away to either side
+    assert (changed - image)[0, :8].abs().max() < 1e-6 and (changed - image)[0, :, :6].abs().max() < 1e-6
+    assert abs(float(changed.mean() - image.mean())) < 1e-6
+    torch.testing.assert_close(ghosted(image, 1, 4, 0.0), image, atol=1e-6, rtol=0)
+
+
+def test_what_a_scanner_adds_leaves_the_other_draws_alone():
+    on = Augmentation(ghost_chance=1, ringing_chance=1, spike_chance=1)
+    for seed in range(20):
+        plain, more = (a.draw(np.random.default_rng(seed), "MRA") for a in (Augmentation(), on))
+        assert more.ghost and more.ringing is not None and more.spike is not None
+        assert dataclasses.replace(more, ghost=None, ringing=None, spike=None) == plain
+    with pytest.raises(ValueError, match="at least 2"):
+        Augmentation(ghosts=(1, 3))

@@ -135,7 +135,7 @@ def test_images_without_content(modality):
 def test_saved_case_is_read_back_whole_and_by_crops(tmp_path):
     case = labelled(head_scan())
     prepared = prepare_case(case, Preparation(spacing_mm=1.0))
-    path = tmp_path / "a.safetensors"
+    path = tmp_path / "a.blosc2"
     save_prepared(prepared, path)
     again = load_prepared(path)
     np.testing.assert_allclose(again.image, prepared.image, atol=4e-3)
@@ -163,8 +163,8 @@ def test_saved_case_is_read_back_whole_and_by_crops(tmp_path):
         load_prepared(path).vessel is None
         and np.isnan(load_prepared_crop(path, (0, 0, 0), (4, 4, 4)).locations).all()
     )
-    (tmp_path / "b.safetensors").write_bytes(path.read_bytes()[:1000])
-    for name, message in (("b.safetensors", "not a prepared case"), ("c.safetensors", "no such")):
+    (tmp_path / "b.blosc2").write_bytes(path.read_bytes()[:1000])
+    for name, message in (("b.blosc2", "not a prepared case"), ("c.blosc2", "no such")):
         with pytest.raises(ReadError, match=message):
             load_prepared(tmp_path / name)
 
@@ -233,17 +233,17 @@ def test_killed_run_leaves_no_partial_file(tmp_path):
         f"source = t.MemorySource(Path({str(tmp_path)!r}))\n"
         "while True:\n"
         f"    t.prepare_all(source, t.Preparation(spacing_mm=1.0), Path({str(tmp_path)!r}) / 'cache', 1)\n"
-        f"    [p.unlink() for p in (Path({str(tmp_path)!r}) / 'cache').glob('*.safetensors')]\n"
+        f"    [p.unlink() for p in (Path({str(tmp_path)!r}) / 'cache').glob('*.blosc2')]\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     cache = tmp_path / "cache"
     deadline = time.time() + 60
-    while not list(cache.glob("*.safetensors")) and time.time() < deadline:
+    while not list(cache.glob("*.blosc2")) and time.time() < deadline:
         time.sleep(0.02)
     time.sleep(0.05)
     process.kill()
     process.wait()
-    for path in cache.glob("*.safetensors"):
+    for path in cache.glob("*.blosc2"):
         load_prepared(path)
     paths = prepare_all(MemorySource(tmp_path), Preparation(spacing_mm=1.0), cache, 1)
     assert [load_prepared(path).series_uid for path in paths.values()] == ["a", "b", "c", "d"]
