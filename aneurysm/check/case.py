@@ -17,6 +17,7 @@ from aneurysm.check.headers import check_files, check_headers, names, read_folde
 from aneurysm.check.items import Item
 from aneurysm.data.dicom import read_series_with_slices
 from aneurysm.data.errors import ReadError
+from aneurysm.data.headers import Header, read_header
 from aneurysm.data.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.modality import age_of, modality_of, sex_of
 from aneurysm.data.nifti import read_nifti
@@ -80,15 +81,16 @@ def _series(
     check_headers(headers, header_bytes, found)
     stack = geometry.check_slices(headers, found)
     dicom_modality = str(first.get("Modality") or "").upper()
-    sexes = [sex_of(first) or ""]
+    lean = _lean_header(next(iter(headers)))
+    sexes = [(sex_of(lean) if lean else None) or ""]
     labels = Collector(uid, found.patient_id)
     if item.row is not None:
-        tables.check_row(item.row, dicom_modality, age_of(first), labels)
+        tables.check_row(item.row, dicom_modality, age_of(lean) if lean else None, labels)
         tables.check_points_against_row(item.row, item.points, labels)
         sexes.append(item.row.get("PatientSex", "").strip().upper()[:1])
     elif item.points:
         tables.check_repeated_points(item.points, labels)
-    modality = item.modality or _modality(first, uid, dicom_modality)
+    modality = item.modality or _modality(lean, uid, dicom_modality)
     # Units follow the machine that made the images, even where the table names another modality.
     units = {"CT": "CTA", "MR": "MRA" if modality == "CTA" else modality}.get(dicom_modality, modality)
     facts = Facts(
@@ -164,11 +166,21 @@ def _volume_file(item: Item) -> tuple[Collector, Facts]:
     return found, _with_scan(facts, scan, started)
 
 
-def _modality(header: Dataset, uid: str, dicom_modality: str) -> str | None:
+def _lean_header(path: Path) -> Header | None:
+    """The header as the reader sees it; None where it cannot be read, which has been said already."""
     try:
-        return modality_of(header, uid)[0]
+        return read_header(path)
     except ReadError:
-        return "CTA" if dicom_modality == "CT" else None
+        return None
+
+
+def _modality(header: Header | None, uid: str, dicom_modality: str) -> str | None:
+    try:
+        if header is not None:
+            return modality_of(header, uid)[0]
+    except ReadError:
+        pass
+    return "CTA" if dicom_modality == "CT" else None
 
 
 def _unreadable(message: str, found: Collector) -> None:

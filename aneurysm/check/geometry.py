@@ -7,10 +7,11 @@ import numpy as np
 from pydicom import Dataset
 
 from aneurysm.check.findings import Collector
-from aneurysm.data.dicom import MIN_SLICES
 from aneurysm.data.errors import ReadError
+from aneurysm.data.headers import read_header
 from aneurysm.data.scan import Grid
 from aneurysm.data.slices import Slice, slices_of
+from aneurysm.data.stack import MIN_SLICES
 
 # A gap of this many times the median has lost a slice; scanners' own rounding stays far below.
 _MISSING: Final = 1.5
@@ -32,9 +33,9 @@ def check_slices(headers: dict[Path, Dataset], found: Collector) -> list[Slice]:
     """
     slices: list[Slice] = []
     faults: list[str] = []
-    for path, header in headers.items():
+    for path in headers:
         try:
-            slices += slices_of(header, path)
+            slices += slices_of(read_header(path))
         except ReadError as error:
             faults.append(str(error))
         except Exception as error:  # values that are no numbers raise whatever the parser raises

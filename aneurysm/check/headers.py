@@ -9,9 +9,9 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from aneurysm.check.findings import Collector
-from aneurysm.data.slices import HEADER_TAGS
+from aneurysm.data.headers import HEADER_TAGS
 
-TAGS: Final = [*HEADER_TAGS, "BitsAllocated", "StudyInstanceUID", "FrameOfReferenceUID"]
+TAGS: Final = [*HEADER_TAGS, "StudyInstanceUID", "FrameOfReferenceUID"]
 _GEOMETRY: Final = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _LISTED: Final = 3  # file names in a message
 

@@ -11,7 +11,8 @@ from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LOCATIONS, VESSEL_LABEL
-from aneurysm.data.rsna import MATCH_MM, parse_coordinates
+from aneurysm.data.lesions import MATCH_MM
+from aneurysm.data.rsna_tables import parse_coordinates
 from aneurysm.data.scan import Grid
 from aneurysm.data.slices import SliceIndex
 
