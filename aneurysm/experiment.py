@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from aneurysm.build import build
 from aneurysm.data.errors import UserError
 from aneurysm.data.folds import load_or_make_folds
-from aneurysm.data.memory import GIB
-from aneurysm.data.prepare import prepare_all
+from aneurysm.data.preparation.memory import GIB
+from aneurysm.data.preparation.prepare import prepare_all
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.run import StageRun, run_record, stage_run
 from aneurysm.stages.stored import limit_memory

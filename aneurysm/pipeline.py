@@ -22,8 +22,8 @@ from torch import nn
 import aneurysm
 from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
-from aneurysm.data.prepare import Preparation, prepare_scan
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepare import Preparation, prepare_scan
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 
 import aneurysm
 from aneurysm.command_line import entry_point
-from aneurysm.data.dicom import find_series, read_series
+from aneurysm.data.dicom.series import find_series, read_series
 from aneurysm.data.errors import ReadError, UserError
 from aneurysm.data.files import replacing
+from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
+from aneurysm.data.formats.nifti import read_nifti, series_name, write_nifti
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, MODALITIES
-from aneurysm.data.metaimage import SUFFIXES, read_metaimage
-from aneurysm.data.nifti import read_nifti, series_name, write_nifti
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT, LOCATION_KEYS
 from aneurysm.pipeline import Detection, Detector

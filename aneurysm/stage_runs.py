@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
-from aneurysm.data.prepared import SUFFIX, PreparedCase
+from aneurysm.data.preparation.prepared import SUFFIX, PreparedCase
 from aneurysm.data.tables import CANDIDATES, EXPERT, LOCATION_KEYS, SCANS
 from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.segmentation import overlap

@@ -32,8 +32,8 @@ from monai.transforms.spatial.dictionary import Orientationd, Spacingd
 from monai.transforms.utility.array import Lambda
 from monai.transforms.utility.dictionary import EnsureChannelFirstd
 
-from aneurysm.data.prepare import Preparation, prepare_case
-from aneurysm.data.prepared import PreparedCase, load_prepared_crop, open_prepared, save_prepared
+from aneurysm.data.preparation.prepare import Preparation, prepare_case
+from aneurysm.data.preparation.prepared import PreparedCase, load_prepared_crop, open_prepared, save_prepared
 from aneurysm.data.scan import Case, Grid, Scan
 
 SERIES, SERIES_MM = (300, 512, 512), (0.6, 0.4, 0.4)  # slices, rows, columns

@@ -119,7 +119,7 @@ def _status_mb(name: str) -> float:
 
 
 def _aneurysm(folder: Path):
-    from aneurysm.data.dicom import read_series
+    from aneurysm.data.dicom.series import read_series
 
     return lambda: read_series(sorted(folder.iterdir())).volume
 

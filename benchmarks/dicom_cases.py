@@ -20,10 +20,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from aneurysm.data.dicom import find_series, read_series
+from aneurysm.data.dicom.headers import read_header
+from aneurysm.data.dicom.pixels import PixelFormat, stored_images
+from aneurysm.data.dicom.series import find_series, read_series
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import read_header
-from aneurysm.data.pixels import PixelFormat, stored_images
 from aneurysm.data.resample import canonicalise
 from aneurysm.data.scan import Grid, Scan
 

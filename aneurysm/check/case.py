@@ -15,14 +15,14 @@ from aneurysm.check import geometry, intensities, masks, points, sides, tables
 from aneurysm.check.findings import Collector, Facts
 from aneurysm.check.headers import check_files, check_headers, names, read_folder
 from aneurysm.check.items import Item
-from aneurysm.data.dicom import read_series_with_slices
+from aneurysm.data.dicom.headers import Header, read_header
+from aneurysm.data.dicom.modality import age_of, modality_of, sex_of
+from aneurysm.data.dicom.series import read_series_with_slices
+from aneurysm.data.dicom.slices import SliceIndex
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header, read_header
-from aneurysm.data.metaimage import SUFFIXES, read_metaimage
-from aneurysm.data.modality import age_of, modality_of, sex_of
-from aneurysm.data.nifti import read_nifti
+from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
+from aneurysm.data.formats.nifti import read_nifti
 from aneurysm.data.scan import Scan
-from aneurysm.data.slices import SliceIndex
 
 Outcome = list[tuple[Collector, Facts]]
 

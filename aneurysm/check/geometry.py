@@ -7,11 +7,11 @@ import numpy as np
 from pydicom import Dataset
 
 from aneurysm.check.findings import Collector
+from aneurysm.data.dicom.headers import read_header
+from aneurysm.data.dicom.slices import Slice, slices_of
+from aneurysm.data.dicom.stack import MIN_SLICES
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import read_header
 from aneurysm.data.scan import Grid
-from aneurysm.data.slices import Slice, slices_of
-from aneurysm.data.stack import MIN_SLICES
 
 # A gap of this many times the median has lost a slice; scanners' own rounding stays far below.
 _MISSING: Final = 1.5

@@ -9,7 +9,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from aneurysm.check.findings import Collector
-from aneurysm.data.headers import HEADER_TAGS
+from aneurysm.data.dicom.headers import HEADER_TAGS
 
 TAGS: Final = [*HEADER_TAGS, "StudyInstanceUID", "FrameOfReferenceUID"]
 _GEOMETRY: Final = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")

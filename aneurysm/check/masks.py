@@ -12,9 +12,9 @@ from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
 from aneurysm.check.items import stem
 from aneurysm.data.errors import ReadError
+from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
+from aneurysm.data.formats.nifti import read_mask
 from aneurysm.data.labels import UNNAMED_VESSEL
-from aneurysm.data.metaimage import SUFFIXES, read_metaimage
-from aneurysm.data.nifti import read_mask
 from aneurysm.data.resample import resample
 from aneurysm.data.scan import Grid
 

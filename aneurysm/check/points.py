@@ -9,12 +9,12 @@ from scipy.spatial import KDTree
 
 from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
+from aneurysm.data.dicom.slices import SliceIndex
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LOCATIONS, VESSEL_LABEL
-from aneurysm.data.lesions import MATCH_MM
-from aneurysm.data.rsna_tables import parse_coordinates
 from aneurysm.data.scan import Grid
-from aneurysm.data.slices import SliceIndex
+from aneurysm.data.sources.lesions import MATCH_MM
+from aneurysm.data.sources.rsna_tables import parse_coordinates
 
 _BALL_MM: Final = 4.0  # around a point on a vessel there is tissue, whatever the flow void in the middle
 # Sacs reach 25 mm, their centre 12 mm from the parent artery; masks stop a few mm along small arteries.

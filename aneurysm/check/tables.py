@@ -8,7 +8,7 @@ from typing import Final
 
 from aneurysm.check.findings import Collector
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
-from aneurysm.data.rsna import MODALITY_NAMES
+from aneurysm.data.sources.rsna import MODALITY_NAMES
 
 OLDEST: Final = 120.0  # years
 _UNKNOWN: Final = ("", "nan", "na", "n/a", "none")

@@ -21,7 +21,7 @@ from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from aneurysm.data.labels import MIRRORED_LOCATION, mirrored_vessel_labels
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid
 
 

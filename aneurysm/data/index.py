@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.data.bids import BidsSource
 from aneurysm.data.errors import ReadError, UserError
-from aneurysm.data.folder import FolderSource
-from aneurysm.data.medmnist import MedMnistSource
-from aneurysm.data.prepare import CaseSource, Fingerprinted
-from aneurysm.data.rsna import RsnaSource
+from aneurysm.data.preparation.prepare import CaseSource, Fingerprinted
 from aneurysm.data.scan import Case
+from aneurysm.data.sources.bids import BidsSource
+from aneurysm.data.sources.folder import FolderSource
+from aneurysm.data.sources.medmnist import MedMnistSource
+from aneurysm.data.sources.rsna import RsnaSource
 from aneurysm.data.tables import INDEX
 
 log = logging.getLogger(__name__)

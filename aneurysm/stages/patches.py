@@ -6,7 +6,7 @@ memory or from one on disk, and pads what lies outside the scan.
 
 import numpy as np
 
-from aneurysm.data.prepared import Index, StoredList, box_of
+from aneurysm.data.preparation.prepared import Index, StoredList, box_of
 from aneurysm.stages.stored import AnyCase, Probabilities, StoredProbabilities
 from aneurysm.stages.volumes import POINT_LESION_RADIUS_MM, ball_voxels
 

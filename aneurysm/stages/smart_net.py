@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.losses.classification import BinaryLoss
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule

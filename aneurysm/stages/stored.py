@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from aneurysm.data.chunked import ArrayFile, open_arrays, write_arrays
 from aneurysm.data.errors import ReadError
-from aneurysm.data.memory import GIB, Remembered
-from aneurysm.data.prepared import Index, PreparedCase, StoredCase, open_prepared, overlap_windows
+from aneurysm.data.preparation.chunked import ArrayFile, open_arrays, write_arrays
+from aneurysm.data.preparation.memory import GIB, Remembered
+from aneurysm.data.preparation.prepared import Index, PreparedCase, StoredCase, open_prepared, overlap_windows
 
 AnyCase = PreparedCase | StoredCase
 

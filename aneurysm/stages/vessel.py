@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.stored import opened
 from aneurysm.stages.volumes import View, network_image, probability_volume

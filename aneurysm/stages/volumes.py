@@ -7,7 +7,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid
 
 AXES = "dhw"

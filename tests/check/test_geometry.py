@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from aneurysm.check.case import check_case
 from aneurysm.check.layout import find_layout
 from aneurysm.check.runner import check_data
-from aneurysm.data.rsna_writer import series_uid_for, write_series
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.rsna_writer import series_uid_for, write_series
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from aneurysm.data.prepare import Preparation, prepare_all
+from aneurysm.data.preparation.prepare import Preparation, prepare_all
+from aneurysm.data.preparation.workload import Extent
 from aneurysm.data.scan import Case, Grid, Lesion, Scan
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
-from aneurysm.data.workload import Extent
 
 
 class SmallSource:

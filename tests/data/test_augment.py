@@ -17,7 +17,7 @@ from aneurysm.data.augment import (
     move,
 )
 from aneurysm.data.labels import LOCATIONS, MIRRORED_LOCATION, VESSEL_LABEL
-from aneurysm.data.prepared import PreparedCase
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
 
 OFF = Augmentation(

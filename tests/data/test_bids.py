@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from aneurysm.data.bids import BidsSource
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import UNNAMED_VESSEL
+from aneurysm.data.sources.bids import BidsSource
 
 AFFINE = np.diag([-0.4, -0.4, 0.7, 1.0])
 

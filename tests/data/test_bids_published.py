@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aneurysm.data.bids import BidsSource
-from aneurysm.data.bids_people import Participants
+from aneurysm.data.sources.bids import BidsSource
+from aneurysm.data.sources.bids_people import Participants
 
 AFFINE = np.diag([-0.4, -0.4, 0.7, 1.0])
 IMAGE = np.random.default_rng(0).integers(0, 500, (6, 7, 5)).astype(np.int16)

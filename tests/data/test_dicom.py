@@ -9,7 +9,7 @@ import pytest
 from pydicom import dcmread
 from synthetic_series import SERIES, write_series
 
-from aneurysm.data.dicom import find_series, read_series, read_series_with_slices
+from aneurysm.data.dicom.series import find_series, read_series, read_series_with_slices
 from aneurysm.data.errors import ReadError
 from aneurysm.data.resample import canonicalise
 from aneurysm.data.scan import Grid

@@ -6,7 +6,7 @@ from pydicom import dcmread
 from pydicom.uid import BasicTextSRStorage
 from synthetic_series import SERIES, write_enhanced, write_series
 
-from aneurysm.data.dicom import find_series, read_series, read_series_with_slices
+from aneurysm.data.dicom.series import find_series, read_series, read_series_with_slices
 from aneurysm.data.errors import ReadError
 
 AXES = {

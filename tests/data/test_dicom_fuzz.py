@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 from synthetic_series import transcode, write_enhanced, write_series
 
-from aneurysm.data.dicom import find_series, read_series
+from aneurysm.data.dicom.series import find_series, read_series
 from aneurysm.data.errors import ReadError
 
 KINDS = [

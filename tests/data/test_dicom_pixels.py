@@ -19,7 +19,7 @@ from pydicom.uid import (
 from scipy.ndimage import gaussian_filter
 from synthetic_series import transcode, write_enhanced, write_series
 
-from aneurysm.data.dicom import read_series
+from aneurysm.data.dicom.series import read_series
 from aneurysm.data.errors import ReadError
 
 LOSSLESS = [RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1]

@@ -9,9 +9,9 @@ import SimpleITK as sitk
 from synthetic_series import SERIES, write_series
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.folder import FolderSource
-from aneurysm.data.folder_items import modality_in
 from aneurysm.data.labels import LOCATIONS, UNNAMED_VESSEL
+from aneurysm.data.sources.folder import FolderSource
+from aneurysm.data.sources.folder_items import modality_in
 
 AFFINE = np.diag([-0.5, -0.5, 0.8, 1.0])
 IMAGE = np.random.default_rng(0).integers(0, 500, (10, 12, 8)).astype(np.int16)

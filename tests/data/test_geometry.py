@@ -17,12 +17,12 @@ from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian
 from scipy.ndimage import gaussian_filter
 from synthetic_series import write_series
 
+from aneurysm.data.formats.nifti import read_mask, read_nifti, write_nifti
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS
-from aneurysm.data.nifti import read_mask, read_nifti, write_nifti
-from aneurysm.data.prepare import Preparation, prepare_case
+from aneurysm.data.preparation.prepare import Preparation, prepare_case
 from aneurysm.data.resample import canonicalise, crop_grid, isotropic
-from aneurysm.data.rsna import RsnaSource
 from aneurysm.data.scan import Case, Grid
+from aneurysm.data.sources.rsna import RsnaSource
 
 MCA = "Left Middle Cerebral Artery"
 

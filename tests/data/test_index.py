@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_series import write_series
 
-from aneurysm.data.bids import BidsSource
 from aneurysm.data.errors import ReadError
 from aneurysm.data.folds import make_folds
 from aneurysm.data.index import JoinedSource, build_index, main
 from aneurysm.data.labels import LABEL_COLUMNS
-from aneurysm.data.prepare import Preparation, load_prepared, prepare_all
+from aneurysm.data.preparation.prepare import Preparation, load_prepared, prepare_all
+from aneurysm.data.sources.bids import BidsSource
 from aneurysm.data.tables import INDEX
 
 GRADIENT = np.broadcast_to(np.arange(40, dtype=np.int16)[:, None, None] * 10, (40, 40, 24)).copy()
@@ -150,10 +150,11 @@ def test_joined_by_configuration(tmp_path):
     from aneurysm.build import build
     from aneurysm.command_line import config_folder
 
+    sources = "aneurysm.data.sources"
     overrides = [
         "data=joined",
-        f"+data.sources.a={{_target_: aneurysm.data.bids.BidsSource, root: '{bids(tmp_path / 'a', 2)}'}}",
-        f"+data.sources.own={{_target_: aneurysm.data.folder.FolderSource, root: '{own(tmp_path / 'own')}'}}",
+        f"+data.sources.a={{_target_: {sources}.bids.BidsSource, root: '{bids(tmp_path / 'a', 2)}'}}",
+        f"+data.sources.own={{_target_: {sources}.folder.FolderSource, root: '{own(tmp_path / 'own')}'}}",
     ]
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         source = build(hydra.compose("train", overrides=overrides).data)

@@ -7,11 +7,11 @@ from scipy.ndimage import binary_dilation
 from vessel_meshes import SAC_MM, vessel_with_sac, write_cloud, write_obj
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.intra import MARKER, IntraSource
-from aneurysm.data.intra_crops import crop_with, crop_without, willis_centre
-from aneurysm.data.intra_meshes import read_trees
-from aneurysm.data.intra_sacs import distinct_lesions
 from aneurysm.data.labels import UNNAMED_VESSEL
+from aneurysm.data.sources.intra import MARKER, IntraSource
+from aneurysm.data.sources.intra_crops import crop_with, crop_without, willis_centre
+from aneurysm.data.sources.intra_meshes import read_trees
+from aneurysm.data.sources.intra_sacs import distinct_lesions
 
 pytest.importorskip("vtk", reason="needs aneurysm[mesh]")
 

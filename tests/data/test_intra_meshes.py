@@ -6,7 +6,7 @@ import pytest
 from vessel_meshes import SAC_MM, vessel_with_sac, write_cloud, write_obj
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.intra_meshes import read_obj, read_trees
+from aneurysm.data.sources.intra_meshes import read_obj, read_trees
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from scipy.spatial import KDTree
 from test_voxelise import grid
 from vessel_meshes import SAC_MM, SAC_RADIUS_MM, sac_points, tube, vessel_with_sac
 
-from aneurysm.data.intra_meshes import Segment, Tree, place_segment
-from aneurysm.data.intra_sacs import add_sac, distinct_lesions, drop_crumbs, fill_caves, without_sac
+from aneurysm.data.sources.intra_meshes import Segment, Tree, place_segment
+from aneurysm.data.sources.intra_sacs import add_sac, distinct_lesions, drop_crumbs, fill_caves, without_sac
 from aneurysm.data.voxelise import voxelise
 
 pytest.importorskip("vtk", reason="needs aneurysm[mesh]")

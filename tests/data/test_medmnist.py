@@ -7,10 +7,10 @@ import pytest
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.folds import check_folds, make_folds
+from aneurysm.data.formats.nifti import write_nifti
 from aneurysm.data.labels import UNNAMED_VESSEL
-from aneurysm.data.medmnist import MedMnistSource
-from aneurysm.data.nifti import write_nifti
-from aneurysm.data.prepare import Preparation, prepare_case
+from aneurysm.data.preparation.prepare import Preparation, prepare_case
+from aneurysm.data.sources.medmnist import MedMnistSource
 
 
 def write(path: Path, grey: bool = False, **replaced) -> Path:

@@ -6,8 +6,8 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.metaimage import read_metaimage
-from aneurysm.data.nifti import read_mask, read_nifti
+from aneurysm.data.formats.metaimage import read_metaimage
+from aneurysm.data.formats.nifti import read_mask, read_nifti
 from aneurysm.data.resample import resample
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.nifti import read_mask, read_nifti, write_nifti
+from aneurysm.data.formats.nifti import read_mask, read_nifti, write_nifti
 from aneurysm.data.resample import isotropic, resample
 from aneurysm.data.scan import Grid
 

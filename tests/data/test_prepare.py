@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from aneurysm.data.errors import ReadError
+from aneurysm.data.formats.nifti import read_nifti
 from aneurysm.data.labels import LOCATIONS
-from aneurysm.data.nifti import read_nifti
-from aneurysm.data.prepare import (
+from aneurysm.data.preparation.prepare import (
     Preparation,
     load_prepared,
     load_prepared_crop,
@@ -24,7 +24,7 @@ from aneurysm.data.prepare import (
     prepared_header,
     resample_labels,
 )
-from aneurysm.data.prepared import save_prepared
+from aneurysm.data.preparation.prepared import save_prepared
 from aneurysm.data.resample import isotropic
 from aneurysm.data.scan import Case, Grid, Lesion, Scan
 from aneurysm.data.tables import INDEX, LOCATION_KEYS

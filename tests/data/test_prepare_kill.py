@@ -16,18 +16,18 @@ import psutil
 import pytest
 from prepare_sources import SmallSource, contents
 
-from aneurysm.data import workload
 from aneurysm.data.errors import ReadError, UserError
-from aneurysm.data.memory import GIB, available_bytes
 from aneurysm.data.phantom.dataset import PhantomSource
-from aneurysm.data.prepare import Preparation, load_prepared, prepare_all
-from aneurysm.data.workload import Extent, affordable_jobs, need_of
+from aneurysm.data.preparation import workload
+from aneurysm.data.preparation.memory import GIB, available_bytes
+from aneurysm.data.preparation.prepare import Preparation, load_prepared, prepare_all
+from aneurysm.data.preparation.workload import Extent, affordable_jobs, need_of
 
 PREPARATION = Preparation(spacing_mm=2.0)
 PHANTOM_SCRIPT = """
 import logging, sys
 from aneurysm.data.phantom.dataset import PhantomSource
-from aneurysm.data.prepare import Preparation, prepare_all
+from aneurysm.data.preparation.prepare import Preparation, prepare_all
 logging.basicConfig(level="INFO")
 root, cache, jobs = sys.argv[1:]
 prepare_all(PhantomSource(root, patients=30, seed=3, size=96), Preparation(), cache, int(jobs))

@@ -11,8 +11,8 @@ from synthetic_series import write_series
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS
-from aneurysm.data.rsna import RsnaSource, match_lesions, parse_coordinates
 from aneurysm.data.scan import Lesion
+from aneurysm.data.sources.rsna import RsnaSource, match_lesions, parse_coordinates
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
 
 MCA = "Left Middle Cerebral Artery"

@@ -18,9 +18,9 @@ from synthetic_series import write_series
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, VESSEL_LABEL
-from aneurysm.data.people import parse_age, parse_sex
-from aneurysm.data.rsna import RsnaSource
-from aneurysm.data.rsna_tables import contradictions, modality_named, parse_coordinates
+from aneurysm.data.sources.people import parse_age, parse_sex
+from aneurysm.data.sources.rsna import RsnaSource
+from aneurysm.data.sources.rsna_tables import contradictions, modality_named, parse_coordinates
 from aneurysm.data.tables import LOCATION_KEYS
 
 MCA, ACOM, TIP = "Left Middle Cerebral Artery", "Anterior Communicating Artery", "Basilar Tip"

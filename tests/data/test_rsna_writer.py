@@ -12,8 +12,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS
-from aneurysm.data.rsna_writer import RsnaWriter, finish, series_uid_for, write_series
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.rsna_writer import RsnaWriter, finish, series_uid_for, write_series
 
 SHAPE = (5, 7, 6)
 

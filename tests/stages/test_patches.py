@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.data.chunked import open_arrays
 from aneurysm.data.errors import ReadError
-from aneurysm.data.memory import Remembered
-from aneurysm.data.prepared import PreparedCase, save_prepared
+from aneurysm.data.preparation.chunked import open_arrays
+from aneurysm.data.preparation.memory import Remembered
+from aneurysm.data.preparation.prepared import PreparedCase, save_prepared
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.stages import stored
 from aneurysm.stages.patches import (

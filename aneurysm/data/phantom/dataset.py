@@ -18,9 +18,9 @@ from aneurysm.data.labels import MODALITIES
 from aneurysm.data.phantom.anatomy import Patient, sample_patient
 from aneurysm.data.phantom.imaging import HeadGeometry, simulate_image
 from aneurysm.data.phantom.lumen import voxelise
-from aneurysm.data.rsna import RsnaSource
-from aneurysm.data.rsna_writer import SeriesRows, finish, series_uid_for, write_series
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.rsna import RsnaSource
+from aneurysm.data.sources.rsna_writer import SeriesRows, finish, series_uid_for, write_series
 
 log = logging.getLogger(__name__)
 

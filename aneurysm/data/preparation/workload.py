@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from aneurysm.data.errors import UserError
-from aneurysm.data.memory import GIB, available_bytes
+from aneurysm.data.preparation.memory import GIB, available_bytes
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError, SpatialImage
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.files import replacing
-from aneurysm.data.metaimage import SUFFIXES as META_SUFFIXES
-from aneurysm.data.metaimage import load_metaimage
+from aneurysm.data.formats.metaimage import SUFFIXES as META_SUFFIXES
+from aneurysm.data.formats.metaimage import load_metaimage
+from aneurysm.data.formats.stored import Stored, stored_volume
 from aneurysm.data.resample import resample
 from aneurysm.data.scan import Grid, Scan
-from aneurysm.data.stored import Stored, stored_volume
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 

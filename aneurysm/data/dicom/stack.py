@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aneurysm.data.dicom.slices import Slice
 from aneurysm.data.errors import ReadError
 from aneurysm.data.resample import canonicalise, resample
 from aneurysm.data.scan import Grid
-from aneurysm.data.slices import Slice
 
 MIN_SLICES = 3  # fewer slices are a localiser, not a volume
 _MISSING = 1.5  # a gap this many times the usual gap has lost a slice

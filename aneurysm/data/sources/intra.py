@@ -21,14 +21,21 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from aneurysm.data.files import replacing
-from aneurysm.data.intra_crops import crop_with, crop_without, willis_centre
-from aneurysm.data.intra_meshes import Segment, Tree, read_trees
-from aneurysm.data.intra_sacs import add_sac, distinct_lesions, drop_crumbs, fill_caves, pieces, without_sac
 from aneurysm.data.labels import MODALITIES, UNNAMED_VESSEL
 from aneurysm.data.phantom.imaging import HeadGeometry, simulate_image
-from aneurysm.data.rsna import RsnaSource, measure_lesions
-from aneurysm.data.rsna_writer import LesionRow, SeriesRows, finish, series_uid_for, write_series
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.intra_crops import crop_with, crop_without, willis_centre
+from aneurysm.data.sources.intra_meshes import Segment, Tree, read_trees
+from aneurysm.data.sources.intra_sacs import (
+    add_sac,
+    distinct_lesions,
+    drop_crumbs,
+    fill_caves,
+    pieces,
+    without_sac,
+)
+from aneurysm.data.sources.rsna import RsnaSource, measure_lesions
+from aneurysm.data.sources.rsna_writer import LesionRow, SeriesRows, finish, series_uid_for, write_series
 from aneurysm.data.voxelise import VoxelisationError, partial_volume, subdivided, voxelise
 
 log = logging.getLogger(__name__)

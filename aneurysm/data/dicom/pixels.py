@@ -32,8 +32,8 @@ from pydicom.uid import (
 )
 from rle.utils import decode_pixel_data as decode_rle
 
+from aneurysm.data.dicom.headers import Header, broken_as_read_error, skip_element_start
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header, broken_as_read_error, skip_element_start
 
 _JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _PLUGINS = {  # transfer syntax: pydicom's name of the decoder

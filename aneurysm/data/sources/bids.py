@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.data.bids_people import Participants, Person, read_sidecar
 from aneurysm.data.errors import ReadError
-from aneurysm.data.extents import nifti_extent
+from aneurysm.data.formats.nifti import read_mask, read_nifti, series_name
 from aneurysm.data.labels import LOCATIONS, UNNAMED_VESSEL
-from aneurysm.data.lesions import measure_lesions
-from aneurysm.data.nifti import read_mask, read_nifti, series_name
+from aneurysm.data.preparation.extents import nifti_extent
+from aneurysm.data.preparation.workload import Extent
 from aneurysm.data.scan import Case, Grid
+from aneurysm.data.sources.bids_people import Participants, Person, read_sidecar
+from aneurysm.data.sources.lesions import measure_lesions
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
-from aneurysm.data.workload import Extent
 
 log = logging.getLogger(__name__)
 

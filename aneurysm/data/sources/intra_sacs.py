@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from aneurysm.data.intra_meshes import ANEURYSM, Segment, Tree
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.intra_meshes import ANEURYSM, Segment, Tree
 
 _SAME_MM = 3.0  # segments with centres closer than this show one aneurysm (AN42-1, -2 and -3)
 _STUMP_MM = 0.8  # smoothing of the vessel wall where a sac was cut off

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from aneurysm.data.dicom.headers import Header, broken_as_read_error, read_header
+from aneurysm.data.dicom.modality import age_of, modality_of, sex_of
+from aneurysm.data.dicom.planes import Planes
+from aneurysm.data.dicom.slices import Slice, SliceIndex, frames_are_placed, slices_of
+from aneurysm.data.dicom.stack import Stack, names, stack_of
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header, broken_as_read_error, read_header
-from aneurysm.data.modality import age_of, modality_of, sex_of
-from aneurysm.data.planes import Planes
 from aneurysm.data.resample import canonical_axes
 from aneurysm.data.scan import Grid, Scan
-from aneurysm.data.slices import Slice, SliceIndex, frames_are_placed, slices_of
-from aneurysm.data.stack import Stack, names, stack_of
 
 log = logging.getLogger(__name__)
 

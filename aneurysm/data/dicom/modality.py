@@ -2,8 +2,8 @@
 
 import re
 
+from aneurysm.data.dicom.headers import Header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header
 
 _TEXT_TAGS = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
 _ANGIOGRAPHY = re.compile(r"tof|angio|mra\b|\bmra|3dpc|fi3d.*(ve|tof)")

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.data.dicom import find_series, read_series_with_slices
+from aneurysm.data.dicom.series import find_series, read_series_with_slices
+from aneurysm.data.dicom.slices import SliceIndex, read_header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.extents import dicom_extent
+from aneurysm.data.formats.nifti import read_mask
 from aneurysm.data.labels import LOCATIONS, PRESENT, UNNAMED_VESSEL
-from aneurysm.data.lesions import match_lesions, measure_lesions, merge_points
-from aneurysm.data.nifti import read_mask
-from aneurysm.data.people import parse_age, parse_sex
-from aneurysm.data.rsna_tables import (
+from aneurysm.data.preparation.extents import dicom_extent
+from aneurysm.data.preparation.workload import Extent
+from aneurysm.data.scan import Case, Grid, Lesion, Scan
+from aneurysm.data.sources.lesions import match_lesions, measure_lesions, merge_points
+from aneurysm.data.sources.people import parse_age, parse_sex
+from aneurysm.data.sources.rsna_tables import (
     MODALITY_NAMES,
     Localizer,
     contradictions,
@@ -28,10 +31,7 @@ from aneurysm.data.rsna_tables import (
     read_localizers,
     read_train,
 )
-from aneurysm.data.scan import Case, Grid, Lesion, Scan
-from aneurysm.data.slices import SliceIndex, read_header
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
-from aneurysm.data.workload import Extent
 
 __all__ = ["MODALITY_NAMES", "RsnaSource", "match_lesions", "measure_lesions", "parse_coordinates"]
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.data.dicom import find_series
+from aneurysm.data.dicom.series import find_series
 from aneurysm.data.errors import ReadError
+from aneurysm.data.formats.metaimage import SUFFIXES as META_SUFFIXES
+from aneurysm.data.formats.nifti import SUFFIXES as NIFTI_SUFFIXES
+from aneurysm.data.formats.nifti import series_name
 from aneurysm.data.labels import MODALITIES
-from aneurysm.data.metaimage import SUFFIXES as META_SUFFIXES
-from aneurysm.data.nifti import SUFFIXES as NIFTI_SUFFIXES
-from aneurysm.data.nifti import series_name
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 
+from aneurysm.data.dicom.headers import Header, broken_as_read_error
+from aneurysm.data.dicom.headers import read_header as read_header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header, broken_as_read_error
-from aneurysm.data.headers import read_header as read_header
 
 _RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
 _MOST_FRAMES = 100_000  # more is a broken header

@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.data.dicom import read_series
+from aneurysm.data.dicom.modality import age_of, modality_of, sex_of
+from aneurysm.data.dicom.series import read_series
+from aneurysm.data.dicom.slices import read_header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.folder_items import (
+from aneurysm.data.formats.metaimage import SUFFIXES as META_SUFFIXES
+from aneurysm.data.formats.metaimage import read_metaimage
+from aneurysm.data.formats.nifti import read_mask, read_nifti, series_name
+from aneurysm.data.labels import LOCATIONS, MODALITIES, PRESENT, UNNAMED_VESSEL
+from aneurysm.data.scan import Case, Scan
+from aneurysm.data.sources.folder_items import (
     LESION_SUFFIXES,
     VESSEL_SUFFIXES,
     Item,
@@ -28,16 +35,9 @@ from aneurysm.data.folder_items import (
     mask_beside,
     modality_in,
 )
-from aneurysm.data.labels import LOCATIONS, MODALITIES, PRESENT, UNNAMED_VESSEL
-from aneurysm.data.lesions import measure_lesions
-from aneurysm.data.metaimage import SUFFIXES as META_SUFFIXES
-from aneurysm.data.metaimage import read_metaimage
-from aneurysm.data.modality import age_of, modality_of, sex_of
-from aneurysm.data.nifti import read_mask, read_nifti, series_name
-from aneurysm.data.people import parse_age, parse_sex
-from aneurysm.data.rsna_tables import parse_label, read_table
-from aneurysm.data.scan import Case, Scan
-from aneurysm.data.slices import read_header
+from aneurysm.data.sources.lesions import measure_lesions
+from aneurysm.data.sources.people import parse_age, parse_sex
+from aneurysm.data.sources.rsna_tables import parse_label, read_table
 from aneurysm.data.tables import INDEX, LOCATION_KEYS
 
 _COLUMNS = (

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from aneurysm.data.errors import ReadError
-from aneurysm.data.people import parse_age, parse_sex
+from aneurysm.data.sources.people import parse_age, parse_sex
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from aneurysm.data.chunked import ArrayFile, open_arrays, write_arrays
 from aneurysm.data.errors import ReadError
+from aneurysm.data.preparation.chunked import ArrayFile, open_arrays, write_arrays
 from aneurysm.data.resample import crop_grid
 from aneurysm.data.scan import Grid, Lesion
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from aneurysm.data.errors import ReadError
+from aneurysm.data.formats.stored import Stored, stored_volume
 from aneurysm.data.scan import Scan
-from aneurysm.data.stored import Stored, stored_volume
 
 SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 

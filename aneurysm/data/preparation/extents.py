@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from nibabel.spatialimages import SpatialImage
 
-from aneurysm.data.workload import Extent
+from aneurysm.data.preparation.workload import Extent
 
 _TAGS = ["Rows", "Columns", "NumberOfFrames", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"]
 

@@ -16,8 +16,8 @@ import pandas as pd
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.files import alone_in, replacing
-from aneurysm.data.normalise import ct_scale, find_head, head_box, mr_scale
-from aneurysm.data.prepared import (
+from aneurysm.data.preparation.normalise import ct_scale, find_head, head_box, mr_scale
+from aneurysm.data.preparation.prepared import (
     FORMAT,
     SUFFIX,
     PreparedCase,
@@ -27,11 +27,11 @@ from aneurysm.data.prepared import (
     prepared_header,
     save_prepared,
 )
-from aneurysm.data.progress import Counter
+from aneurysm.data.preparation.progress import Counter
+from aneurysm.data.preparation.workers import run_each
+from aneurysm.data.preparation.workload import Measured, Need, affordable_jobs, check_disk, need_of
 from aneurysm.data.resample import crop_grid, isotropic, resample, resample_labels
 from aneurysm.data.scan import Case, Scan
-from aneurysm.data.workers import run_each
-from aneurysm.data.workload import Measured, Need, affordable_jobs, check_disk, need_of
 
 __all__ = [
     "CaseSource",

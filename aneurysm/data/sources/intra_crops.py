@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
-from aneurysm.data.intra_meshes import Segment, Tree
 from aneurysm.data.scan import Grid
+from aneurysm.data.sources.intra_meshes import Segment, Tree
 
 _MARGIN_MM = 6.0  # between a sac and the border of its scan
 _APART_MM = 5.0  # between a sac and the border of a scan that is to hold none

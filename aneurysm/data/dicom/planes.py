@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from aneurysm.data.dicom.headers import Header
+from aneurysm.data.dicom.hounsfield import intercept_is_lost, is_hounsfield_already
+from aneurysm.data.dicom.pixels import PixelFormat, stored_images
+from aneurysm.data.dicom.slices import Slice
 from aneurysm.data.errors import ReadError
-from aneurysm.data.headers import Header
-from aneurysm.data.hounsfield import intercept_is_lost, is_hounsfield_already
-from aneurysm.data.pixels import PixelFormat, stored_images
-from aneurysm.data.slices import Slice
 
 _SAMPLED = 4  # every 4th row and column tells the kind of values
 _BLOCK = 16  # planes that are turned together: 16 float32 fill a cache line

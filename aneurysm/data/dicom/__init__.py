@@ -1,0 +1,1 @@
+"""DICOM series to scans: headers, geometry, pixels, units."""

@@ -1,0 +1,1 @@
+"""Volume files: NIfTI, Analyze, MetaImage, NRRD."""

@@ -1,0 +1,1 @@
+"""From scans to what the networks see, and the cache that keeps it."""

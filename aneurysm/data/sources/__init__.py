@@ -1,0 +1,1 @@
+"""Data sets and how their labels are read, one reader per layout."""
