@@ -55,7 +55,7 @@ def run_each(
         try:
             with _backend(backend, jobs) as processes:
                 call = _noted if backend == "loky" else _guarded
-                calls = (delayed(call)(task, name, work[name], running, os.getpid()) for name in left)
+                calls = (delayed(call)(task, name, work[name], running) for name in left)
                 # Batches of one: what a dying worker had done is known case by case.
                 one: Any = 1
                 parallel = Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=one)
@@ -80,9 +80,8 @@ def run_each(
     running.rmdir()
 
 
-def _noted(task: Task, name: str, argument: Any, running: Path, leader: int) -> tuple[str, str | None]:
+def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
     """Note the case while it is being worked on: a note that is left tells which one a dead process had."""
-    _end_with(leader)
     note = running / name
     note.touch()
     try:
@@ -91,7 +90,7 @@ def _noted(task: Task, name: str, argument: Any, running: Path, leader: int) -> 
         note.unlink(missing_ok=True)
 
 
-def _guarded(task: Task, name: str, argument: Any, running: Path, leader: int) -> tuple[str, str | None]:
+def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
     """Do one case in a child of a cluster's worker: what dies is the child, and the cluster never notices.
 
     A worker that may not have children (a Dask worker under a nanny, unless the cluster sets
@@ -100,10 +99,10 @@ def _guarded(task: Task, name: str, argument: Any, running: Path, leader: int) -
     if current_process().daemon:
         return name, task(name, argument)
     if not _children:
-        _children.append(ProcessPoolExecutor(max_workers=1))
+        _children.append(_child())
     child = _children[0]
     try:
-        return name, child.submit(_led, os.getpid(), task, name, argument).result()
+        return name, child.submit(task, name, argument).result()
     except BrokenProcessPool:
         if child in _children:
             _children.remove(child)
@@ -113,16 +112,13 @@ def _guarded(task: Task, name: str, argument: Any, running: Path, leader: int) -
 _children: list[ProcessPoolExecutor] = []  # of this worker; one is enough
 
 
-def _led(leader: int, task: Task, name: str, argument: Any) -> str | None:
-    _end_with(leader)
-    return task(name, argument)
+def _child() -> ProcessPoolExecutor:
+    """An executor of one process that ends with this one."""
+    return ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),))
 
 
 def _end_with(leader: int) -> None:
     """End this process when its parent has died: joblib's workers would wait for work for ever."""
-    if leader in _followed or os.getppid() != leader:
-        return
-    _followed.add(leader)
 
     def watch() -> None:
         while os.getppid() == leader:
@@ -132,14 +128,11 @@ def _end_with(leader: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_followed: set[int] = set()
-
-
 def _alone(task: Task, name: str, argument: Any) -> str | None:
     """Do one case in a process of its own."""
-    executor = ProcessPoolExecutor(max_workers=1)
+    executor = _child()
     try:
-        return executor.submit(_led, os.getpid(), task, name, argument).result()
+        return executor.submit(task, name, argument).result()
     except BrokenProcessPool as error:
         codes = re.search(r"\{(.*?)\}", str(error))
         return (
@@ -163,7 +156,9 @@ class _backend(AbstractContextManager):
 
     def __enter__(self) -> int:
         if self.name == "loky":
-            self.stack.enter_context(parallel_config(backend="loky"))
+            self.stack.enter_context(
+                parallel_config(backend="loky", initializer=_end_with, initargs=(os.getpid(),))
+            )
             return self.jobs
         if self.name == "dask":
             self._start_dask()
