@@ -6,23 +6,24 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-import nibabel as nib
 import numpy as np
-from pydicom import Dataset
 
 from aneurysm.check import geometry, intensities, masks, points, sides, tables
-from aneurysm.check.findings import Collector, Facts
-from aneurysm.check.headers import check_files, check_headers, names, read_folder
+from aneurysm.check.findings import Collector, Facts, Severity
+from aneurysm.check.headers import check_files, check_headers, names, read_folder, said, study_uid
 from aneurysm.check.items import Item
-from aneurysm.data.dicom.headers import Header, read_header
+from aneurysm.data.dicom.headers import Header
 from aneurysm.data.dicom.modality import age_of, modality_of, sex_of
 from aneurysm.data.dicom.series import read_series_with_slices
-from aneurysm.data.dicom.slices import SliceIndex
+from aneurysm.data.dicom.slices import Slice, SliceIndex
 from aneurysm.data.errors import ReadError
 from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.formats.nifti import read_nifti
 from aneurysm.data.scan import Scan
+from aneurysm.data.sources.people import parse_sex
+from aneurysm.data.sources.rsna import _NOBODY as NOBODY
 
 Outcome = list[tuple[Collector, Facts]]
 
@@ -61,42 +62,44 @@ def _dicom_folder(item: Item) -> Iterator[tuple[Collector, Facts]]:
     for uid, headers in series.items():
         found = Collector(uid)
         first = next(iter(headers.values()))
-        found.patient_id = str(first.get("PatientID") or "") or uid
+        found.patient_id = _patient(item, uid, first)
         for finding in files.findings if uid == next(iter(series)) else ():
             found.findings.append(dataclasses.replace(finding, series_uid=uid, patient_id=found.patient_id))
-        yield found, _series(item, uid, headers, folder.header_bytes, found, started)
+        yield found, _series(item, uid, headers, found, started)
         started = time.perf_counter()
 
 
 def _series(
     item: Item,
     uid: str,
-    headers: dict[Path, Dataset],
-    header_bytes: dict[Path, int],
+    headers: dict[Path, Header],
     found: Collector,
     started: float,
 ) -> Facts:
     """Check one DICOM series with its row, points and masks."""
     first = next(iter(headers.values()))
-    check_headers(headers, header_bytes, found)
+    study = study_uid(first.path)
+    check_headers(headers, study, found)
     stack = geometry.check_slices(headers, found)
-    dicom_modality = str(first.get("Modality") or "").upper()
-    lean = _lean_header(next(iter(headers)))
-    sexes = [(sex_of(lean) if lean else None) or ""]
+    dicom_modality = said(first, "Modality").upper()
+    try:
+        header_age, sexes = age_of(first), [sex_of(first) or ""]
+    except ReadError:  # letters that cannot be decoded
+        header_age, sexes = None, [""]
     labels = Collector(uid, found.patient_id)
     if item.row is not None:
-        tables.check_row(item.row, dicom_modality, age_of(lean) if lean else None, labels)
+        tables.check_row(item.row, dicom_modality, header_age, labels)
         tables.check_points_against_row(item.row, item.points, labels)
-        sexes.append(item.row.get("PatientSex", "").strip().upper()[:1])
+        sexes.append(parse_sex(item.row.get("PatientSex", "")))
     elif item.points:
         tables.check_repeated_points(item.points, labels)
-    modality = item.modality or _modality(lean, uid, dicom_modality)
+    modality = item.modality or _modality(first, uid, stack)
     # Units follow the machine that made the images, even where the table names another modality.
     units = {"CT": "CTA", "MR": "MRA" if modality == "CTA" else modality}.get(dicom_modality, modality)
     facts = Facts(
         uid,
         found.patient_id,
-        str(first.get("StudyInstanceUID") or ""),
+        study,
         modality or "",
         tuple(s for s in sexes if s in ("M", "F")),
     )
@@ -145,10 +148,9 @@ def _volume_file(item: Item) -> tuple[Collector, Facts]:
     except ReadError as error:
         _unreadable(str(error), found)
         return found, dataclasses.replace(facts, seconds=time.perf_counter() - started)
-    if not path.name.lower().endswith(SUFFIXES):
-        _check_nifti_header(path, found)
     modality = item.modality
     if intensities.is_label_map(intensities.measure_levels(scan.volume)):
+        _check_notes(scan.notes, found)
         geometry.check_grid(scan.source, found)
         found.add("looks-like-labels", f"{len(np.unique(scan.volume))} whole values, most voxels 0.")
         return found, _with_scan(facts, scan, started)
@@ -158,7 +160,7 @@ def _volume_file(item: Item) -> tuple[Collector, Facts]:
     vessel, aneurysm = _check_masks(item, scan, levels, modality, found)
     if vessel is not None:
         sides.check_mask_sides(sides.label_centres(vessel, scan.grid), found)
-    if aneurysm is not None and (item.row or {}).get("group") in ("control", "healthy"):
+    if aneurysm is not None and (item.row or {}).get("group"):
         text = (
             f"participants.tsv says {(item.row or {})['group']!r}, but {names(item.lesions)} marks a lesion."
         )
@@ -166,34 +168,67 @@ def _volume_file(item: Item) -> tuple[Collector, Facts]:
     return found, _with_scan(facts, scan, started)
 
 
-def _lean_header(path: Path) -> Header | None:
-    """The header as the reader sees it; None where it cannot be read, which has been said already."""
+def _patient(item: Item, uid: str, header: Header) -> str:
+    """Whose series it is, as the source that reads such a folder says."""
     try:
-        return read_header(path)
+        patient = str(header.get("PatientID") or "").strip()
+    except ReadError:
+        return uid
+    return uid if not patient or (item.kind == "rsna" and patient.lower() in NOBODY) else patient
+
+
+def _modality(header: Header, uid: str, stack: list[Slice]) -> str | None:
+    """As the reader guesses it; None where it would refuse."""
+    along = np.array([s.position @ stack[0].normal for s in stack])
+    step = abs(float(along[-1] - along[0])) / (len(stack) - 1) if len(stack) > 1 else None
+    try:
+        return modality_of(header, uid, step)[0]
     except ReadError:
         return None
 
 
-def _modality(header: Header | None, uid: str, dicom_modality: str) -> str | None:
-    try:
-        if header is not None:
-            return modality_of(header, uid)[0]
-    except ReadError:
-        pass
-    return "CTA" if dicom_modality == "CT" else None
+# What the reader refuses, in the words of its messages.
+_REFUSED: Final = (
+    ("nan-voxels", r"\bNaN or infinite"),
+    ("implausible-spacing", r"cannot be a head scan"),
+    ("bad-geometry", r"not invertible|finite 4x4 affine|affine of the file is broken"),
+    ("not-one-volume", r"one 3D volume|colour image|is not a volume"),
+    ("truncated-file", r"truncated|cut off"),
+)
 
 
 def _unreadable(message: str, found: Collector) -> None:
     """Say why the reader refused, unless a check has said it already in its own words."""
     if found.has_fatal:
         return
-    found.add("nan-voxels" if re.search(r"\bNaN\b|infinite", message) else "unreadable", message)
+    code = next((code for code, words in _REFUSED if re.search(words, message)), "unreadable")
+    found.add(code, message, Severity.FATAL)
+
+
+# What the reader repairs or decides although it is a fault of the data; handled, so a look at it is enough.
+_REPAIRED: Final = (
+    ("not-hounsfield", r"rescale intercept"),
+    ("two-orientations", r"turn the axes differently"),
+    ("no-orientation", r"no orientation in the file"),
+)
+
+
+def _check_notes(notes: tuple[str, ...], found: Collector) -> None:
+    """What the reader did: faults under their own names, the rest as one note."""
+    rest = []
+    for note in notes:
+        code = next((code for code, words in _REPAIRED if re.search(words, note)), None)
+        if code is None:
+            rest.append(note)
+        else:
+            found.add(code, f"The reader says: {note}.", Severity.WARNING)
+    if rest:
+        found.add("reader-notes", "; ".join(rest))
 
 
 def _check_scan(scan: Scan, modality: str | None, stored_axis: int, found: Collector) -> intensities.Levels:
     """Geometry, values and orientation; `stored_axis` of `scan.source` counts the slices."""
-    if scan.notes:
-        found.add("reader-notes", "; ".join(scan.notes))
+    _check_notes(scan.notes, found)
     levels = intensities.measure_levels(scan.volume)
     geometry.check_grid(scan.source, found)
     # World x, y, z are the axes w, h, d of the canonical volume.
@@ -232,12 +267,6 @@ def _check_masks(
             text = f"{path.name} marks {int(mask.astype(bool).sum())} voxels, but the label says no aneurysm."
             found.add("mask-in-negative", text)
     return vessel, aneurysm
-
-
-def _check_nifti_header(path: Path, found: Collector) -> None:
-    header = nib.load(path).header
-    if isinstance(header, nib.Nifti1Header) and header["sform_code"] == 0 and header["qform_code"] == 0:
-        found.add("no-orientation", "Neither qform nor sform is set.")
 
 
 def _with_scan(facts: Facts, scan: Scan, started: float) -> Facts:

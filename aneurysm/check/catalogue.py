@@ -50,6 +50,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "The process died on this case",
         "Most often memory ran out: check it alone with --jobs 1 on a larger machine.",
     ),
+    "not-one-volume": Problem(
+        FATAL,
+        "The file is not one 3D volume of grey values",
+        "Save the volume of interest as a 3D file of its own, with its grey values.",
+    ),
     "missing-geometry": Problem(FATAL, "Geometry tags are missing", _EXPORT),
     "bad-geometry": Problem(FATAL, "Geometry tags are contradictory", _EXPORT),
     "missing-tags": Problem(
@@ -132,6 +137,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
         "The file does not say where left and right are",
         "Convert it again from DICOM, or set the orientation if it is known.",
     ),
+    "two-orientations": Problem(
+        WARNING,
+        "The file says twice where left and right are, and differently",
+        "The sform is used. Look at it in a viewer; convert it again from DICOM, or remove the wrong one.",
+    ),
     "unlikely-orientation": Problem(
         WARNING,
         "Left and right may be another axis",
@@ -192,6 +202,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "folder-without-row": Problem(
         WARNING, "Images without a row", "Add a row to train.csv, or remove the folder; it is not used."
     ),
+    "bad-table": Problem(FATAL, "A table is not text in UTF-8", "Save it again as CSV in UTF-8."),
     "duplicate-row": Problem(FATAL, "Series is listed twice", "Keep one of the rows."),
     "unknown-modality": Problem(FATAL, "Unknown modality", "Write CTA, MRA, MRI T2 or MRI T1post."),
     "modality-mismatch": Problem(

@@ -70,9 +70,9 @@ class Collector:
     patient_id: str = ""
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, code: str, message: str) -> None:
-        """Record a finding under a code of the catalogue."""
-        severity = Severity(PROBLEMS[code].severity)
+    def add(self, code: str, message: str, severity: Severity | None = None) -> None:
+        """Record a finding under a code of the catalogue, with its severity unless another one is given."""
+        severity = severity or Severity(PROBLEMS[code].severity)
         message = message if message.endswith((".", ")")) else f"{message}."
         self.findings.append(Finding(code, self.series_uid, self.patient_id, message, severity))
 

@@ -1,5 +1,7 @@
 """What kind of data set lies under a folder, and which cases it holds."""
 
+import csv
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -7,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-
-from pydicom import dcmread
 
 from aneurysm.check.findings import Collector
 from aneurysm.check.items import (
@@ -21,21 +21,13 @@ from aneurysm.check.items import (
     stem,
 )
 from aneurysm.check.tables import RsnaTables, read_rsna_tables
-from aneurysm.data.errors import UserError
+from aneurysm.data.dicom.headers import read_header
+from aneurysm.data.errors import ReadError, UserError
+from aneurysm.data.sources.bids_people import Participants, Person, read_sidecar
 
 _NOT_IMAGES: Final = (
-    ".json",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".md",
-    ".html",
-    ".py",
-    ".npz",
-    ".parquet",
-    ".zip",
-    ".png",
-)
+    ".json", ".csv", ".tsv", ".txt", ".md", ".html", ".py", ".npz", ".parquet", ".zip", ".png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,8 +95,8 @@ def _is_volume(path: Path) -> bool:
 
 
 def _may_be_image(path: Path) -> bool:
-    """A volume, or a file with the DICOM marker at byte 128."""
-    if _is_volume(path):
+    """A volume, or a file with the DICOM marker at byte 128 or the name of one."""
+    if _is_volume(path) or path.suffix.lower() == ".dcm":
         return True
     if path.suffix.lower() in _NOT_IMAGES or path.name == "DICOMDIR":
         return False
@@ -184,11 +176,9 @@ def _dicom(root: Path) -> Layout:
         if not named and (_is_volume(path) or not _may_be_image(path)):
             continue
         try:
-            head = dcmread(
-                path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "SOPInstanceUID"]
-            )
-            uid, sop = str(head.get("SeriesInstanceUID") or ""), str(head.get("SOPInstanceUID") or path)
-        except Exception:  # named in the check of its folder
+            head = read_header(path)
+            uid, sop = head.text("SeriesInstanceUID"), head.text("SOPInstanceUID") or str(path)
+        except ReadError:  # named in the check of its folder
             uid = sop = ""
         if uid:
             series[uid][path.parent][path] = sop
@@ -213,21 +203,14 @@ def _dicom(root: Path) -> Layout:
 
 
 def _bids(root: Path) -> Layout:
-    import pandas as pd
-
-    people: dict[str, dict[str, str]] = {}
     before: list[Collector] = []
+    people = None
     if (root / "participants.tsv").is_file():
-        table = pd.read_csv(root / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
-        if "participant_id" in table.columns:
-            people = {row["participant_id"]: row for row in table.to_dict("records")}
-        else:
-            _one(
-                before,
-                "",
-                "column-missing",
-                f"participants.tsv has no participant_id but {list(table.columns)}.",
-            )
+        try:
+            people = Participants(root)
+        except ReadError as error:
+            _one(before, "", "column-missing", str(error))
+    raw = _raw_people(root) if people else {}
     drawn: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in sorted((root / "derivatives").rglob("sub-*.nii*")):
         if re.search("mask|seg|label", stem(path), re.I):
@@ -240,16 +223,46 @@ def _bids(root: Path) -> Layout:
         masks = drawn.get((subject, _entity(path, "ses")), []) if modality == "MRA" else []
         lesions = tuple(p for p in masks if LESION_NAME.search(stem(p)))
         vessels = tuple(p for p in masks if VESSEL_NAME.search(stem(p)) and p not in lesions)
-        person = people.get(subject, {})
-        sex, group = person.get("sex", "")[:1].upper(), person.get("group", "").strip().lower()
-        row = {"PatientAge": person.get("age", ""), "PatientSex": person.get("sex", ""), "group": group}
-        sex = sex if sex in ("M", "F") else ""
+        cells = raw.get(subject, {})
+        person = people.person(subject, _entity(path, "ses"), read_sidecar(path)) if people else Person()
+        # What the source understands counts; what it does not is shown as it is written.
+        row = {
+            "PatientAge": _first(cells, "age", "age_at_scan", "age_years")
+            if math.isnan(person.age)
+            else f"{person.age:g}",
+            "PatientSex": person.sex or _first(cells, "sex", "gender"),
+            "group": cells.get("group", "") if person.diseased == 0 else "",
+        }
         items.append(
             Item(
-                "bids", stem(path), (path,), modality, row, (), vessels, lesions, patient_id=subject, sex=sex
+                "bids",
+                stem(path),
+                (path,),
+                modality,
+                row,
+                (),
+                vessels,
+                lesions,
+                patient_id=subject,
+                sex=person.sex,
             )
         )
     return Layout(root, "bids", tuple(items), tuple(before))
+
+
+def _first(cells: dict[str, str], *columns: str) -> str:
+    return next((cells[column] for column in columns if cells.get(column)), "")
+
+
+def _raw_people(root: Path) -> dict[str, dict[str, str]]:
+    """Subject -> its first row of participants.tsv, as written."""
+    people: dict[str, dict[str, str]] = {}
+    with (root / "participants.tsv").open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            cells = {str(key).strip().lower(): str(cell or "").strip() for key, cell in row.items()}
+            name = cells.get("participant_id", "")
+            people.setdefault(name if name.startswith("sub-") else f"sub-{name}", cells)
+    return people
 
 
 def _entity(path: Path, key: str) -> str:

@@ -3,19 +3,16 @@
 from pathlib import Path
 from typing import Final
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
 from scipy.ndimage import distance_transform_edt
 
 from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
 from aneurysm.check.items import stem
 from aneurysm.data.errors import ReadError
-from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
-from aneurysm.data.formats.nifti import read_mask
+from aneurysm.data.formats.metaimage import SUFFIXES, load_metaimage
+from aneurysm.data.formats.nifti import load_nifti, read_mask
 from aneurysm.data.labels import UNNAMED_VESSEL
-from aneurysm.data.resample import resample
 from aneurysm.data.scan import Grid
 
 _SHELL_MM: Final = (1.5, 5.0)  # beyond the partial volume of the border, within the same surroundings
@@ -37,26 +34,15 @@ def load_mask(path: Path, grid: Grid, source: Grid, found: Collector) -> np.ndar
         grid: canonical, of the scan's volume.
         source: of the stored image; the mask should share it, in any axis order.
     """
+    load = load_metaimage if path.name.lower().endswith(SUFFIXES) else load_nifti
     try:
-        if path.name.endswith(SUFFIXES):
-            mask = read_metaimage(path, "MRA")
-            own = mask.source
-            labels = resample(np.rint(mask.volume).astype(np.uint8), mask.grid, grid, order=0, fill=0)
-        else:
-            image = nib.load(path)
-            if not isinstance(image, SpatialImage):
-                found.add("mask-unreadable", f"{path.name} is no image.")
-                return None
-            # A file may keep further axes of length one.
-            i, j, k = (*image.shape, 1, 1, 1)[:3]
-            own = Grid((i, j, k), np.asarray(image.affine, np.float64))
-            labels = None
-    except Exception as error:  # nibabel raises many types on broken files
-        found.add("mask-unreadable", f"{path.name}: {' '.join(str(error).split())[:200]}")
+        own = load(path).grid
+    except ReadError as error:
+        found.add("mask-unreadable", str(error))
         return None
     same_matrix = _check_grids(path, own, source, found)
     try:
-        labels = read_mask(path, grid) if labels is None else labels
+        labels = read_mask(path, grid)
     except ReadError as error:
         if same_matrix and "outside" in str(error):
             return None  # has been said with numbers

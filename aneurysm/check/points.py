@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydicom import Dataset
 from scipy.spatial import KDTree
 
 from aneurysm.check.findings import Collector
 from aneurysm.check.intensities import Levels
+from aneurysm.data.dicom.headers import Header
 from aneurysm.data.dicom.slices import SliceIndex
 from aneurysm.data.errors import ReadError
 from aneurysm.data.labels import LOCATIONS, VESSEL_LABEL
@@ -22,10 +22,11 @@ FAR_FROM_VESSEL_MM: Final = 15.0
 
 
 def place_points(
-    points: tuple[dict[str, str], ...], headers: dict[Path, Dataset], index: SliceIndex, found: Collector
+    points: tuple[dict[str, str], ...], headers: dict[Path, Header], index: SliceIndex, found: Collector
 ) -> list[tuple[str, np.ndarray]]:
     """(location name, RAS mm) of the points that can be placed; why not, for the others."""
-    images = {str(h.get("SOPInstanceUID", "")): h for h in headers.values()}
+    # As the reader calls them: a file without this tag goes by its name.
+    images = {h.text("SOPInstanceUID") or h.path.stem: h for h in headers.values()}
     placed = []
     for point in points:
         sop, text = point.get("SOPInstanceUID", ""), point.get("coordinates", "")
@@ -38,11 +39,15 @@ def place_points(
         if header is None:
             found.add("localizer-unknown-image", f"{sop} is not among the {len(images)} images.")
             continue
-        frames = int(header.get("NumberOfFrames") or 1)
+        try:
+            frames = header.integer("NumberOfFrames", 1)
+            rows, columns = header.integer("Rows"), header.integer("Columns")
+        except ReadError as error:
+            found.add("localizer-unknown-image", str(error))
+            continue
         if frames > 1 and (frame is None or not 0 <= frame < frames):
             found.add("localizer-no-frame", f"Frame {frame} of an image with {frames} frames ({text}).")
             continue
-        rows, columns = int(header.Rows), int(header.Columns)
         if not (-0.5 <= x <= columns - 0.5 and -0.5 <= y <= rows - 0.5):
             text = f"Column {x:g}, row {y:g} of an image with {columns} columns and {rows} rows."
             found.add("localizer-outside", text)

@@ -1,6 +1,7 @@
 """The two tables of an RSNA data set, read so that a wrong cell is a finding and not the end."""
 
 import csv
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Final
 
 from aneurysm.check.findings import Collector
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
-from aneurysm.data.sources.rsna import MODALITY_NAMES
+from aneurysm.data.sources.people import parse_age, parse_sex
+from aneurysm.data.sources.rsna_tables import MODALITY_NAMES, modality_named
 
-OLDEST: Final = 120.0  # years
 _UNKNOWN: Final = ("", "nan", "na", "n/a", "none")
 
 
@@ -24,7 +25,7 @@ class RsnaTables:
 
     def modality(self, uid: str) -> str | None:
         """CTA, MRA, T1 or T2, or None when the row does not say so."""
-        return MODALITY_NAMES.get(self.rows.get(uid, {}).get("Modality", ""))
+        return modality_named(self.rows.get(uid, {}).get("Modality", ""))
 
 
 def read_rsna_tables(root: Path) -> RsnaTables:
@@ -55,8 +56,13 @@ def _rows(path: Path, needed: tuple[str, ...], found: Collector, missing_code: s
         return []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        rows = [{str(key): str(cell or "") for key, cell in row.items()} for row in reader]
-        columns = list(reader.fieldnames or ())
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = [{key: str(cell or "").strip() for key, cell in row.items() if key} for row in reader]
+    try:
+        path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:  # the reader refuses the whole table
+        found.add("bad-table", f"{path}: {error}.")
     if missing := [name for name in needed if name not in columns]:
         found.add("column-missing", f"{path} lacks {missing}; it has {columns[:20]}.")
     return rows
@@ -70,9 +76,13 @@ def check_row(row: dict[str, str], dicom_modality: str, header_age: float | None
         header_age: years, None when absent.
     """
     name = row.get("Modality", "")
-    if "Modality" in row and name not in MODALITY_NAMES:
+    if "Modality" in row and modality_named(name) is None:
         found.add("unknown-modality", f"Modality is {name!r}; expected one of {sorted(MODALITY_NAMES)}.")
-    elif name and dicom_modality in ("CT", "MR") and (name == "CTA") != (dicom_modality == "CT"):
+    elif (
+        name
+        and dicom_modality in ("CT", "MR")
+        and (modality_named(name) == "CTA") != (dicom_modality == "CT")
+    ):
         found.add("modality-mismatch", f"train.csv says {name} but the images are {dicom_modality}.")
     check_person(row, header_age, found)
     wrong = {key: row[key] for key in LABEL_COLUMNS if key in row and _label(row[key]) is None}
@@ -92,17 +102,15 @@ def check_person(row: dict[str, str], header_age: float | None, found: Collector
     """Age and sex of a row of train.csv or participants.tsv."""
     cell = row.get("PatientAge", "").strip()
     if cell.lower() not in _UNKNOWN:
-        try:
-            age = float(cell.rstrip("Yy"))
-        except ValueError:
-            age = float("nan")
-        if not 0 <= age <= OLDEST:
-            found.add("impossible-age", f"PatientAge is {cell!r}.")
+        age = parse_age(cell)
+        if math.isnan(age):
+            if cell.rstrip("Yy").strip("0."):  # zero is a code for unknown
+                found.add("impossible-age", f"PatientAge is {cell!r}.")
         # A birthday between scan and export makes one year; more is another patient.
         elif header_age is not None and abs(age - header_age) > 2:
             found.add("age-contradiction", f"The table says {age:g} years, the header {header_age:g}.")
     sex = row.get("PatientSex", "").strip()
-    if sex.lower() not in (*_UNKNOWN, "m", "f", "male", "female", "o", "other"):
+    if not parse_sex(sex) and sex.lower() not in (*_UNKNOWN, "o", "other"):
         found.add("unknown-sex", f"PatientSex is {sex!r}.")
 
 

@@ -17,9 +17,11 @@ from aneurysm.check.runner import check_data
 from aneurysm.data.errors import UserError
 
 
-def volume_file(path: Path, volume: np.ndarray, spacing: float = 1.0) -> Path:
+def volume_file(path: Path, volume: np.ndarray, spacing: float = 1.0, unit: str = "mm") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([spacing, spacing, spacing, 1.0])), path)
+    image = nibabel.Nifti1Image(volume, np.diag([spacing, spacing, spacing, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, path)
     return path
 
 
@@ -141,6 +143,66 @@ def test_volumes(tmp_path: Path) -> None:
         "labels": {"looks-like-labels"},
         "cut": {"unreadable"},
     }
+
+
+def test_what_the_reader_of_volumes_repairs_or_refuses(tmp_path: Path) -> None:
+    root = tmp_path / "volumes"
+    volume_file(root / "in_metres.nii.gz", noise(1), spacing=0.001, unit="meter")
+    volume_file(root / "without_unit.nii.gz", noise(2), unit="unknown")
+    volume_file(root / "series_of_two.nii.gz", np.stack([noise(3), noise(4)], axis=-1))
+    image = nibabel.Nifti1Image(noise(5), None)
+    image.header.set_xyzt_units("mm")
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(image, root / "nowhere.nii.gz")
+    image = nibabel.Nifti1Image(noise(6), np.diag([1.0, 1, 1, 1]))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(np.diag([1.0, 1, 1, 1]), code=1)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]), code=1)
+    nibabel.save(image, root / "mirrored.nii.gz")
+    sheared = np.eye(4)
+    sheared[0, 1] = 3
+    image = nibabel.Nifti1Image(noise(7), sheared)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, root / "sheared.nii.gz")
+    assert main([str(root), "--jobs", "1", "--out", str(tmp_path / "out")]) == 1
+    assert codes(tmp_path / "out") == {
+        "in_metres": {"reader-notes"},
+        "without_unit": {"reader-notes"},
+        "series_of_two": {"not-one-volume"},
+        "nowhere": {"no-orientation"},
+        "mirrored": {"two-orientations"},
+        "sheared": {"bad-geometry"},
+    }
+
+
+def test_people_are_read_as_the_source_reads_them(tmp_path: Path) -> None:
+    root = tmp_path / "bids"
+    root.mkdir()
+    rows = "sub-01\t90+\tfemale\tn/a\n02\t?\tx\tHealthy\nsub-03\t0\tn/a\tn/a\n"
+    (root / "participants.tsv").write_text(f"Participant_ID\tAge\tGender\tGroup\n{rows}")
+    mask = np.zeros((40, 40, 40), np.uint8)
+    mask[10:14, 10:14, 10:14] = 1
+    for i in (1, 2, 3):
+        volume_file(root / f"sub-0{i}/anat/sub-0{i}_angio.nii.gz", noise(i))
+    volume_file(root / "derivatives/masks/sub-02/anat/sub-02_desc-Lesion_1_mask.nii.gz", mask)
+    assert main([str(root), "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    found = codes(tmp_path / "out")
+    assert found == {"sub-02_angio": {"impossible-age", "unknown-sex", "mask-in-negative"}}
+
+
+def test_tables_are_as_lenient_and_as_strict_as_the_reader(phantoms: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(phantoms, tmp_path / "spelled")
+    path = root / "train.csv"
+    lines = path.read_text().splitlines()
+    spelled = [line.replace("CTA", " cta").replace("MRI T1post", "mri t1 post") for line in lines]
+    path.write_text("\n".join([spelled[0].replace(",", " , "), *spelled[1:]]))
+    assert main([str(root), "--jobs", "1", "--out", str(tmp_path / "a")]) == 0
+    assert codes(tmp_path / "a") == {}
+    path.write_bytes(
+        "\n".join([lines[0] + ",Ort", *(line + ",Köln" for line in lines[1:])]).encode("latin-1")
+    )
+    assert main([str(root), "--jobs", "1", "--out", str(tmp_path / "b")]) == 1
+    assert codes(tmp_path / "b") == {"": {"bad-table"}}
 
 
 def deadly(item: Item) -> Outcome:

@@ -1,6 +1,7 @@
 """Slices in space, on series of the reference collection and on small written ones."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,20 @@ def test_wrong_tags_that_readers_believe(series: Path) -> None:
 def test_missing_patient(series: Path) -> None:
     edit(series, lambda s, i: setattr(s, "PatientID", ""))
     assert codes(series) == {"missing-tags": "warning"}
+
+
+def test_files_without_the_dicom_marker_are_read_as_the_reader_does(series: Path) -> None:
+    for path in series.iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+    assert codes(series) == {}
+
+
+def test_placeholder_patients_of_an_rsna_set_are_each_their_own(series: Path) -> None:
+    edit(series, lambda s, i: setattr(s, "PatientID", "Anonymous"))
+    item = replace(find_layout(series).items[0], kind="rsna")
+    ((found, facts),) = check_case(item)
+    assert facts.patient_id == found.patient_id == item.series_uid
+    assert [finding.code for finding in found.findings] == ["missing-tags"]
 
 
 def test_values_that_are_no_numbers(series: Path) -> None:

@@ -42,6 +42,8 @@ def check_planted(tmp_path: Path, patients: int, codes: Collection[str], jobs: i
         assert finding["message"] and finding["advice"]
     missed = {uid: code for uid, code in planted.items() if code not in found[uid]}
     assert not missed, f"not found: {missed}"
+    repaired = [uid for uid, code in planted.items() if code == "not-hounsfield"]
+    assert {found[uid]["not-hounsfield"] for uid in repaired} == {"warning"}  # the reader finds the intercept
     for uid, codes_of_series in found.items():
         # The clean original of the copied images is accused together with its copy.
         true = {planted[uid], *ALSO[planted[uid]]} if uid in planted else DOUBLES
