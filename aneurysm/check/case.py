@@ -23,7 +23,7 @@ from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.formats.nifti import read_nifti
 from aneurysm.data.scan import Scan
 from aneurysm.data.sources.people import parse_sex
-from aneurysm.data.sources.rsna import _NOBODY as NOBODY
+from aneurysm.data.sources.rsna import PLACEHOLDER_IDS as NOBODY
 
 Outcome = list[tuple[Collector, Facts]]
 

@@ -11,7 +11,7 @@ from pydicom.errors import InvalidDicomError
 from aneurysm.check.findings import Collector
 from aneurysm.data.dicom.headers import Header, read_header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.sources.rsna import _NOBODY as NOBODY
+from aneurysm.data.sources.rsna import PLACEHOLDER_IDS as NOBODY
 
 _GEOMETRY: Final = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")

@@ -38,7 +38,7 @@ __all__ = ["MODALITY_NAMES", "RsnaSource", "match_lesions", "measure_lesions", "
 log = logging.getLogger(__name__)
 
 # What anonymisers put in the place of every PatientID: series that share it are not of one patient.
-_NOBODY = {"", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "unknown", "none", "removed",
+PLACEHOLDER_IDS = {"", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "unknown", "none", "removed",
            "na", "n/a", "0", "xxxx"}  # fmt: skip
 
 
@@ -212,7 +212,7 @@ class RsnaSource:
             return series_uid  # an empty folder: reading the case will say so
         try:
             patient = str(read_header(first).get("PatientID") or "").strip()
-            return series_uid if patient.lower() in _NOBODY else patient
+            return series_uid if patient.lower() in PLACEHOLDER_IDS else patient
         except ReadError as error:
             log.warning("%s", error)
             return series_uid
