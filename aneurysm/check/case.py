@@ -23,7 +23,7 @@ from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.formats.nifti import read_nifti
 from aneurysm.data.scan import Scan
 from aneurysm.data.sources.people import parse_sex
-from aneurysm.data.sources.rsna import PLACEHOLDER_IDS as NOBODY
+from aneurysm.data.sources.rsna import PLACEHOLDER_IDS
 
 Outcome = list[tuple[Collector, Facts]]
 
@@ -174,7 +174,7 @@ def _patient(item: Item, uid: str, header: Header) -> str:
         patient = str(header.get("PatientID") or "").strip()
     except ReadError:
         return uid
-    return uid if not patient or (item.kind == "rsna" and patient.lower() in NOBODY) else patient
+    return uid if not patient or (item.kind == "rsna" and patient.lower() in PLACEHOLDER_IDS) else patient
 
 
 def _modality(header: Header, uid: str, stack: list[Slice]) -> str | None:

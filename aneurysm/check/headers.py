@@ -11,7 +11,7 @@ from pydicom.errors import InvalidDicomError
 from aneurysm.check.findings import Collector
 from aneurysm.data.dicom.headers import Header, read_header
 from aneurysm.data.errors import ReadError
-from aneurysm.data.sources.rsna import PLACEHOLDER_IDS as NOBODY
+from aneurysm.data.sources.rsna import PLACEHOLDER_IDS
 
 _GEOMETRY: Final = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -93,7 +93,7 @@ def check_headers(headers: dict[Path, Header], study: str, found: Collector) -> 
         found.add("missing-geometry", f"Missing: {listed} of {len(headers)} images.")
     first = next(iter(headers.values()))
     unknown = [tag for tag in ("PatientID", "Modality") if not said(first, tag)]
-    if said(first, "PatientID").lower() in NOBODY - {""}:
+    if said(first, "PatientID").lower() in PLACEHOLDER_IDS - {""}:
         unknown.append(f"PatientID (it is {said(first, 'PatientID')!r})")
     unknown += [] if study else ["StudyInstanceUID"]
     if unknown:

@@ -38,8 +38,10 @@ __all__ = ["MODALITY_NAMES", "RsnaSource", "match_lesions", "measure_lesions", "
 log = logging.getLogger(__name__)
 
 # What anonymisers put in the place of every PatientID: series that share it are not of one patient.
-PLACEHOLDER_IDS = {"", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "unknown", "none", "removed",
-           "na", "n/a", "0", "xxxx"}  # fmt: skip
+PLACEHOLDER_IDS = {
+    "", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "unknown", "none", "removed", "na",
+    "n/a", "0", "xxxx",
+}  # fmt: skip
 
 
 class RsnaSource:
