@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -148,11 +149,9 @@ def _pooled(
 
 def _guarded(work: Work, item: Item) -> Outcome:
     """The outcome of one case; what a check did not foresee is a finding too."""
-    logging.getLogger("aneurysm").setLevel(logging.ERROR)  # the readers' warnings are findings here
-    logging.getLogger("pydicom").setLevel(logging.ERROR)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        with warnings.catch_warnings():
+        with _quiet("aneurysm", "pydicom"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work(item)
     except Exception as error:  # one broken case must not stop the others
@@ -165,3 +164,17 @@ def _guarded(work: Work, item: Item) -> Outcome:
             "check-failed", f"{type(error).__name__} in {where}: {' '.join(str(error).split())[:200]}"
         )
         return [(collector, Facts(item.series_uid, item.patient_id))]
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Errors only from these loggers for a while: the readers' warnings are findings here."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
