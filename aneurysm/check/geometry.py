@@ -7,7 +7,7 @@ import numpy as np
 
 from aneurysm.check.findings import Collector
 from aneurysm.data.dicom.headers import Header
-from aneurysm.data.dicom.slices import Slice, slices_of
+from aneurysm.data.dicom.slices import Slice, by_plane, slices_of
 from aneurysm.data.dicom.stack import MIN_SLICES
 from aneurysm.data.errors import ReadError
 from aneurysm.data.scan import Grid
@@ -39,7 +39,7 @@ def check_slices(headers: dict[Path, Header], found: Collector) -> list[Slice]:
             faults.append(str(error))
     if faults and not found.has_fatal:  # a missing tag has been named already
         found.add("bad-geometry", f"{len(faults)} of {len(headers)} images, first: {faults[0]}")
-    groups = _planes(slices)
+    groups = by_plane(slices)
     if not groups:
         return []
     if len(groups) > 1:
@@ -82,18 +82,6 @@ def check_grid(grid: Grid, found: Collector) -> None:
             "thin-slab",
             f"Only {extent[0]:.1f} mm along one axis ({min(grid.shape)} to {max(grid.shape)} voxels).",
         )
-
-
-def _planes(slices: list[Slice]) -> list[list[Slice]]:
-    """Sets of slices with one matrix, pixel spacing and orientation, the largest first."""
-    groups: list[list[Slice]] = []
-    for s in slices:
-        group = next((g for g in groups if g[0].same_plane(s)), None)
-        if group is None:
-            groups.append([s])
-        else:
-            group.append(s)
-    return sorted(groups, key=len, reverse=True)
 
 
 def _plane(s: Slice) -> str:

@@ -58,6 +58,18 @@ class Slice:
         )
 
 
+def by_plane(slices: list[Slice]) -> list[list[Slice]]:
+    """Sets of slices with one matrix size, pixel spacing and orientation, the largest first."""
+    groups: list[list[Slice]] = []
+    for s in slices:
+        group = next((g for g in groups if g[0].same_plane(s)), None)
+        if group is None:
+            groups.append([s])
+        else:
+            group.append(s)
+    return sorted(groups, key=len, reverse=True)
+
+
 class SliceIndex:
     """Maps a pixel of a stored image to the patient, as point annotations need it."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aneurysm.data.dicom.slices import Slice
+from aneurysm.data.dicom.slices import Slice, by_plane
 from aneurysm.data.errors import ReadError
 from aneurysm.data.resample import canonicalise, resample
 from aneurysm.data.scan import Grid
@@ -124,14 +124,7 @@ def names(items: list[str]) -> str:
 
 def _majority(slices: list[Slice], series: str, notes: list[str]) -> list[Slice]:
     """The largest set of slices with one matrix size, pixel spacing and orientation."""
-    groups: list[list[Slice]] = []
-    for s in slices:
-        group = next((g for g in groups if g[0].same_plane(s)), None)
-        if group is None:
-            groups.append([s])
-        else:
-            group.append(s)
-    groups.sort(key=len, reverse=True)
+    groups = by_plane(slices)
     if len(groups) > 1:
         if len(groups[0]) == len(groups[1]):
             raise ReadError(
