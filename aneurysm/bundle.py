@@ -12,8 +12,9 @@ import aneurysm
 from aneurysm.build import boosting
 from aneurysm.experiment import Experiment
 from aneurysm.pipeline import FORMAT, weights_name
-from aneurysm.stage_runs import WEIGHTS, expert_findings, lumen_rule, stacker_rows
 from aneurysm.stages import stacker
+from aneurysm.training.products import WEIGHTS, expert_findings, lumen_rule
+from aneurysm.training.stacker import stacker_rows
 
 _NETWORKS = ("vessel", "segmenter", "smart_net", "expert")
 _SETTINGS = (

@@ -15,7 +15,8 @@ from aneurysm.data.folds import load_or_make_folds
 from aneurysm.data.preparation.memory import GIB
 from aneurysm.data.preparation.prepare import prepare_all
 from aneurysm.data.tables import LOCATION_KEYS
-from aneurysm.run import StageRun, run_record, stage_run
+from aneurysm.runs.folders import StageRun, stage_run
+from aneurysm.runs.settings import run_record
 from aneurysm.stages.stored import limit_memory
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,8 @@ def open_experiment(cfg: DictConfig) -> Experiment:
     if index.empty:
         raise UserError(f"No series of {source.root} could be prepared; the reasons are in outputs/prepared.")
     try:
-        file = folder / f"folds-{cfg.folds}-seed{cfg.seed}.csv"
-        folds = load_or_make_folds(file, index, int(cfg.folds), int(cfg.seed))
+        file = folder / f"folds-{cfg.folds}-seed{cfg.fold_seed}.csv"
+        folds = load_or_make_folds(file, index, int(cfg.folds), int(cfg.fold_seed))
     except ValueError as error:
         raise UserError(str(error)) from error
     fold_of_patient = dict(zip(folds.patient_id, folds.fold, strict=True))

@@ -22,9 +22,11 @@ from aneurysm.report.examples import choose_examples
 from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
-from aneurysm.run import READS, StageRun, pretrains
-from aneurysm.stage_runs import expert_table, lumen_rule, run_stage, segmentation_of
+from aneurysm.runs.folders import StageRun
+from aneurysm.runs.settings import READS, pretrains
 from aneurysm.stages.stored import opened, remembered
+from aneurysm.training.order import run_stage
+from aneurysm.training.products import expert_table, lumen_rule, segmentation_of
 
 log = logging.getLogger(__name__)
 

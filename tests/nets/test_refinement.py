@@ -7,8 +7,13 @@ from aneurysm.nets.refinement import Refinement
 from aneurysm.nets.segformer3d import SegFormer3D
 from aneurysm.nets.unet import UNet3D
 
-
-SMALL_SEGFORMER = {"widths": (8, 16), "depths": (1, 1), "heads": (1, 2), "reductions": (2, 1), "decoder_width": 8}
+SMALL_SEGFORMER = {
+    "widths": (8, 16),
+    "depths": (1, 1),
+    "heads": (1, 2),
+    "reductions": (2, 1),
+    "decoder_width": 8,
+}
 NETS = {
     "unet": lambda: UNet3D(2, 2, widths=(4, 8)),
     "unet without detail": lambda: UNet3D(2, 2, widths=(4, 8), detail_width=0),

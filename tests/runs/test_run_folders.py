@@ -9,7 +9,8 @@ import pytest
 
 from aneurysm.command_line import config_folder
 from aneurysm.data.errors import UserError
-from aneurysm.run import run_record, stage_key, stage_run
+from aneurysm.runs.folders import stage_run
+from aneurysm.runs.settings import run_record, stage_key
 from aneurysm.train import training_curves
 
 
@@ -93,7 +94,7 @@ def test_a_second_process_waits_for_the_first(tmp_path):
     run = stage_run(compose(tmp_path), "pretrain", 0, "data")
     script = (
         "import logging; logging.basicConfig(level='INFO')\n"
-        "from pathlib import Path; from aneurysm.run import StageRun\n"
+        "from pathlib import Path; from aneurysm.runs.folders import StageRun\n"
         f"run = StageRun('pretrain', 0, Path({str(run.folder)!r}), {run.key!r})\n"
         "with run.alone():\n    print('finished', run.finished())\n"
     )

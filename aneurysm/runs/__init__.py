@@ -1,0 +1,1 @@
+"""Run folders, fits, checkpoints and logs: what every stage needs to survive."""

@@ -1,0 +1,95 @@
+"""Which stages and folds a command runs, in which order, and what is skipped."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aneurysm.data.errors import UserError
+from aneurysm.experiment import Experiment
+from aneurysm.runs.folders import StageRun
+from aneurysm.runs.settings import upstream
+from aneurysm.training.expert import train_expert
+from aneurysm.training.pretrain import train_pretrain
+from aneurysm.training.segmenter import train_segmenter
+from aneurysm.training.smart_net import train_smart_net
+from aneurysm.training.stacker import train_stacker
+from aneurysm.training.vessel import train_vessel
+
+log = logging.getLogger(__name__)
+
+STAGES: dict[str, Callable[[Experiment, StageRun], dict[str, Any]]] = {
+    "pretrain": train_pretrain,
+    "vessel": train_vessel,
+    "segmenter": train_segmenter,
+    "smart_net": train_smart_net,
+    "expert": train_expert,
+    "stacker": train_stacker,
+}
+
+
+def run_stage(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
+    """Train a stage over the chosen folds, and what it needs of earlier stages, skipping what is finished.
+
+    Raises:
+        UserError: `upstream=require` and an earlier stage is not finished.
+    """
+    # The Smart Net's graph learns on out-of-fold segmentations: its segmenter is part of the stage.
+    inside = ("segmenter",) if stage == "smart_net" else ()
+    for part in _missing(experiment, stage):
+        if experiment.cfg.upstream == "require" and part not in inside:
+            command = "smart_net" if part == "segmenter" else part
+            raise UserError(
+                f"stage={stage} reads {part}, which is not finished for this configuration. "
+                f"Run `python train.py stage={command}` with the same settings, or upstream=run."
+            )
+    figures = []
+    for part in _order(experiment, stage):
+        # A stage reads every fold of what comes before it; only the asked-for stage itself can run one fold.
+        folds = experiment.chosen_folds if part == stage else experiment.folds
+        results = [_run_fold(experiment, part, fold, asked_for=part in (stage, *inside)) for fold in folds]
+        if part == stage:
+            figures = results
+    return figures
+
+
+def _order(experiment: Experiment, stage: str) -> list[str]:
+    """The stages to run, earliest first, ending in `stage`."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        for before in upstream(experiment.cfg, name):
+            visit(before)
+        if name not in order:
+            order.append(name)
+
+    visit(stage)
+    return order
+
+
+def _missing(experiment: Experiment, stage: str) -> list[str]:
+    earlier = [s for s in _order(experiment, stage) if s != stage]
+    return [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
+
+
+def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) -> dict[str, Any]:
+    run = experiment.run(stage, fold)
+    done = run.finished()
+    force = asked_for and bool(experiment.cfg.force)
+    if done is not None and not force:
+        level = logging.INFO if asked_for else logging.DEBUG
+        log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
+        return done
+    with run.alone():
+        # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
+        if (done := run.finished()) is not None and not force:
+            return done
+        run = experiment.begin(stage, fold, force)
+        started = time.monotonic()
+        figures = STAGES[stage](experiment, run)
+        figures["seconds"] = round(time.monotonic() - started, 1)
+        shown = "  ".join(
+            f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
+        )
+        log.info("%-9s fold %d  done in %.0f s  %s", stage, fold, figures["seconds"], shown)
+        return run.finish(figures)

@@ -1,0 +1,99 @@
+"""What the stages leave in their run folders, read back."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from aneurysm.build import graph_settings
+from aneurysm.data.errors import UserError
+from aneurysm.data.files import replacing
+from aneurysm.data.preparation.prepared import SUFFIX
+from aneurysm.data.tables import CANDIDATES, EXPERT
+from aneurysm.experiment import Experiment
+from aneurysm.runs.folders import StageRun
+from aneurysm.stages import smart_net
+from aneurysm.stages.findings import Finding, list_findings
+from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
+from aneurysm.vessels.graph import VesselGraph
+from aneurysm.vessels.lumen_rule import LumenRule
+
+WEIGHTS = "weights.safetensors"
+
+
+def product_path(run: StageRun, uid: str) -> Path:
+    """Where a run keeps the volumes of a scan."""
+    return run.folder / "products" / f"{uid}{SUFFIX}"
+
+
+def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
+    """Out-of-fold lumen and sac probabilities of a scan."""
+    return read_probabilities(product_path(experiment.run("segmenter", experiment.fold_of[uid]), uid))
+
+
+def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
+    """What is lumen for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
+    if (threshold := experiment.cfg.smart_net.threshold) is not None:
+        return LumenRule(float(threshold), float(threshold))
+    done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
+    if done is None:
+        raise UserError(
+            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=segmenter."
+        )
+    return LumenRule(float(done["threshold"]), float(done["core"]))
+
+
+def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bool = False) -> list[Finding]:
+    """Candidates of these scans, each from the models that had not seen it."""
+    settings = graph_settings(experiment.cfg.smart_net)
+    tables = {
+        fold: CANDIDATES.read(experiment.run("smart_net", fold).read_product("candidates.parquet"))
+        for fold in {experiment.fold_of[uid] for uid in uids}
+    }
+    whole = fit_in_memory(experiment.paths(uids), 2, int(experiment.cfg.trainer.workers))
+    found: list[Finding] = []
+    for uid in uids:
+        segmented = product_path(experiment.run("segmenter", experiment.fold_of[uid]), uid)
+        rows = tables[experiment.fold_of[uid]]
+        found += list_findings(
+            case_at(experiment.prepared[uid], whole),
+            probabilities_at(segmented, whole),
+            graph_item(experiment, uid, settings).graph,
+            pd.DataFrame(rows[rows.series_uid == uid]),
+            lumen_rule(experiment, uid).threshold,
+            hit_mm=experiment.cfg.expert.hit_mm,
+            add_annotations=add_annotations,
+        )
+    return found
+
+
+def expert_table(experiment: Experiment) -> pd.DataFrame:
+    """Out-of-fold expert predictions of every fold."""
+    tables = [
+        EXPERT.read(experiment.run("expert", k).read_product("predictions.parquet")) for k in experiment.folds
+    ]
+    return pd.concat([t for t in tables if len(t)] or tables[:1])
+
+
+def save_weights(path: Path, net: nn.Module) -> None:
+    """Weights as safetensors, atomically; extra state that is not a tensor stays in the checkpoint."""
+    state = {
+        k: v.detach().cpu().contiguous() for k, v in net.state_dict().items() if isinstance(v, torch.Tensor)
+    }
+    with replacing(path) as part:
+        save_file(state, part)
+
+
+def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
+    """A scan's graph, built on first use and kept beside the folds of the stage."""
+    case = opened(experiment.prepared[uid])
+    path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+    if not path.is_file():
+        rule = lumen_rule(experiment, uid)
+        graph = smart_net.vessel_graph(segmentation_of(experiment, uid), rule, case.grid, settings)
+        with replacing(path) as part:
+            graph.save(part)
+    return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)

@@ -1,0 +1,53 @@
+"""Training of stage 2, vessel."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aneurysm.build import build, view_settings
+from aneurysm.data.errors import UserError
+from aneurysm.data.files import replacing
+from aneurysm.data.preparation.prepared import PreparedCase
+from aneurysm.experiment import Experiment
+from aneurysm.runs.fit import fit, seed_weights
+from aneurysm.runs.folders import StageRun
+from aneurysm.stages import vessel
+from aneurysm.stages.stored import remembered, write_probabilities
+from aneurysm.stages.volumes import vessel_target
+from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
+from aneurysm.training.products import WEIGHTS, product_path, save_weights
+
+
+def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
+    """Recall-first vessel net; leaves a probability volume per held-out scan."""
+    cfg, s = experiment.cfg, experiment.cfg.vessel
+    seed_weights(cfg.seed, run)
+    net = build(s.net, in_channels=vessel.INPUTS, out_channels=len(vessel.CHANNELS))
+    module = vessel.VesselModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
+    training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
+    data = vessel.VesselData(experiment.paths(training), experiment.paths(held_out), **patch_settings(cfg, s))
+    if not data.train:
+        raise UserError(
+            f"vessel fold {run.fold}: no training scan has a vessel mask (segmentations/<uid>_cowseg.nii). "
+            "This stage needs some; bring a bundle trained elsewhere to use the others."
+        )
+    fit(run, module, data, s.epochs, cfg)
+    some = spread(data.train, s.rule_scans)
+
+    def segmented(case: PreparedCase) -> np.ndarray:
+        return vessel.vessel_probability(net, case, view_settings(s))
+
+    rule = chosen_rule([remembered(p) for p in some], segmented, s)
+    rows = []
+    for uid in held_out:
+        case = remembered(experiment.prepared[uid])
+        probability = segmented(case)
+        write_probabilities(product_path(run, uid), {"vessel": probability})
+        rows.append(overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
+    table = pd.DataFrame(rows)
+    with replacing(run.folder / "overlap.csv") as part:
+        table.to_csv(part, index=False)
+    save_weights(run.folder / WEIGHTS, net)
+    return {**asdict(rule), **mean_figures(table)}
