@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aneurysm.data.errors import UserError
+from aneurysm.runs.preemption import leave_when_asked
 
 log = logging.getLogger("aneurysm")
 
@@ -27,11 +28,13 @@ def config_folder() -> Path:
 def entry_point(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]:
     """Wrap `run(cfg)` as a command: overrides are checked first, and failures end in one sentence.
 
-    Exit codes: 0 success, 1 the run failed, 2 the command line is wrong.
+    Exit codes: 0 success, 1 the run failed, 2 the command line is wrong, 75 the process was asked to leave
+    (SIGTERM, SIGUSR1) and the same command goes on from there: requeue it.
     """
 
     def command() -> None:
         _log_to_terminal()
+        leave_when_asked()
         problem = override_problem(config_name, sys.argv[1:])
         if problem:
             print(f"error: {problem}", file=sys.stderr)

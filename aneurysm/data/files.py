@@ -11,6 +11,11 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{os.getpid()}.part.{path.name}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` in one step.
@@ -18,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A process killed at any moment leaves the old file or the new one, never a half-written one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)

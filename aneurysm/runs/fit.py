@@ -7,12 +7,17 @@ import warnings
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
-from aneurysm.runs.checkpoints import LastCheckpoint
+from aneurysm.runs.averaging import AveragedWeights
+from aneurysm.runs.checkpoints import CheckpointFiles, Checkpoints, resume_from
+from aneurysm.runs.epoch_means import EpochMeans
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import close_loggers, open_loggers
+from aneurysm.runs.preemption import Preempted, deferred
 from aneurysm.runs.progress import PlainProgress
+from aneurysm.runs.step_seeds import StepSeeds
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -26,6 +31,8 @@ for _message in (
     ".*log_every_n_steps.*",
     ".*The number of training batches.*",
     ".*IterableDataset.*",
+    ".*`srun` command is available.*",
+    ".*your dataloader is not resumable.*",  # a function of the epoch and of the batches done, draws.py
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -36,53 +43,76 @@ def fit(
     data: LightningDataModule,
     epochs: int,
     cfg: DictConfig,
-    name: str = "last",
 ) -> None:
-    """Train to `epochs`, going on from the run's last checkpoint when there is one.
+    """Train to `epochs`, going on from the run's newest undamaged checkpoint when there is one.
 
-    Args:
-        name: of the checkpoint file, for runs that fit two networks.
+    The weights at the end are those of an undisturbed training, bit by bit on a CPU, whenever and however
+    often it was killed: data and random numbers are functions of (seed, epoch, step), everything else is in
+    the checkpoint.
+
+    Raises:
+        Preempted: SIGTERM asked this process to leave; a checkpoint is written.
+        UserError: no checkpoint is undamaged, or it belongs to another network, or the last one could not be
+            written.
     """
     started = time.monotonic()
     seed_everything(cfg.seed * 1000 + run.fold, verbose=False)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    checkpoint = run.folder / f"{name}.ckpt"
     terminal = sys.stdout.isatty()
     bars = cfg.trainer.progress == "auto" and terminal
-    callbacks: list[Callback] = [LastCheckpoint(checkpoint)]
-    if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
-        callbacks.append(PlainProgress(run))
-    loggers = open_loggers(run, cfg, name)
-    trainer = Trainer(
-        default_root_dir=run.folder,
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        precision=cfg.trainer.precision,
-        max_epochs=epochs,
-        logger=loggers,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=bars,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        reload_dataloaders_every_n_epochs=1,  # data depend on (seed, epoch, index)
-        gradient_clip_val=None if not module.automatic_optimization else 1.0,
-    )
-    resume = checkpoint if checkpoint.is_file() else None
+    files = CheckpointFiles(run.folder)
+    resume = resume_from(files, module)
     if resume:
         log.info("%s fold %d: going on from %s", run.stage, run.fold, resume)
-    failed = True
-    try:
-        trainer.fit(module, data, ckpt_path=resume)
-        failed = trainer.interrupted
-    finally:
-        close_loggers(loggers, failed)
-    if failed:
+    loggers = open_loggers(run, cfg, "last")
+    with deferred() as request:
+        callbacks: list[Callback] = [
+            StepSeeds(cfg.seed, run.fold),
+            EpochMeans(),
+            Checkpoints(files, request, cfg.checkpoint.every_minutes, cfg.checkpoint.every_steps),
+        ]
+        if cfg.ema is not None and module.automatic_optimization:
+            callbacks.append(AveragedWeights(float(cfg.ema)))
+        if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
+            callbacks.append(PlainProgress(run))
+        trainer = Trainer(
+            default_root_dir=run.folder,
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            precision=cfg.trainer.precision,
+            max_epochs=epochs,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[files, *_cluster()],
+            enable_progress_bar=bars,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            reload_dataloaders_every_n_epochs=1,  # data depend on (seed, epoch, index)
+            use_distributed_sampler=False,  # the draws are dealt to the processes already
+            gradient_clip_val=None if not module.automatic_optimization else 1.0,
+        )
+        outcome = "failed"
+        try:
+            trainer.fit(module, data, ckpt_path=resume)
+            outcome = "failed" if trainer.interrupted else "success"
+        except Preempted:
+            outcome = "preempted"
+            raise
+        finally:
+            close_loggers(loggers, outcome)
+    if outcome == "failed":
         raise KeyboardInterrupt
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Under SLURM: the environment that Lightning would find itself, without its own way of requeueing."""
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
 
 def seed_weights(seed: int, run: StageRun) -> None:

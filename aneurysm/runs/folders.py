@@ -37,10 +37,6 @@ class StageRun:
     def done_file(self) -> Path:
         return self.folder / "done.json"
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "last.ckpt"
-
     def finished(self) -> dict[str, Any] | None:
         """The figures of a finished run, or None."""
         return json.loads(self.done_file.read_text()) if self.done_file.is_file() else None
@@ -92,6 +88,8 @@ class StageRun:
         """Mark the run as finished; from now on the same command skips it."""
         with replacing(self.done_file) as part:
             part.write_text(json.dumps(figures, indent=2))
+        # Nothing goes on from it any more; last.ckpt stays for who wants to.
+        (self.folder / "previous.ckpt").unlink(missing_ok=True)
         return figures
 
     def read_product(self, name: str) -> Path:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from aneurysm.data.errors import UserError
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.preemption import EXIT_CODE
 from aneurysm.runs.settings import settings_of
 
 
@@ -40,9 +41,17 @@ def open_loggers(run: StageRun, cfg: DictConfig, name: str) -> list[Logger]:
     return made
 
 
-def close_loggers(loggers: list[Any], failed: bool) -> None:
+def close_loggers(loggers: list[Any], outcome: str) -> None:
+    """Close what `open_loggers` opened.
+
+    Args:
+        outcome: success, failed or preempted.
+    """
     for one in loggers:
-        one.finalize("failed" if failed else "success")
+        one.finalize(outcome)
         if type(one).__name__ == "WandbLogger":
+            if outcome == "preempted":
+                one.experiment.mark_preempting()
             # Without this the next job of a sweep would log into this run.
-            one.experiment.finish(exit_code=int(failed))
+            codes = {"success": 0, "preempted": EXIT_CODE}
+            one.experiment.finish(exit_code=codes.get(outcome, 1))

@@ -16,6 +16,9 @@ class PlainProgress(Callback):
     def __init__(self, run: StageRun) -> None:
         self.run, self.began = run, 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = time.monotonic()  # an epoch that is gone on with does not start
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.monotonic()
 

@@ -88,6 +88,8 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     if stage == "smart_net":
         chosen["smart_net"] = {k: chosen["smart_net"][k] for k in _GRAPH_KEYS}
     chosen["precision"] = plain["trainer"]["precision"]
+    if plain["ema"] is not None and stage != "stacker":  # trees have no weights to average
+        chosen["ema"] = plain["ema"]
     return _without(chosen)
 
 

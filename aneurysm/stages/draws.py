@@ -7,7 +7,10 @@ process with twice the batch sees, and a training that goes on at step t meets w
 
 from collections.abc import Iterator
 
+from lightning.pytorch import Trainer
 from torch.utils.data import Sampler
+
+from aneurysm.stages.processes import rank, world
 
 
 class DrawnBatches(Sampler[list[int]]):
@@ -20,7 +23,9 @@ class DrawnBatches(Sampler[list[int]]):
             `steps`, because Lightning counts from the start of the epoch.
         rank: number of this process.
         world: number of processes.
-        total: draws there are; batches beyond are cut short or left out. None: no end.
+        total: draws there are, None for no end. The last batch then has what is left, dealt evenly to the
+            processes; should there be fewer draws than processes, those without one repeat one of the
+            first, as every process has to take every step.
     """
 
     def __init__(
@@ -38,5 +43,20 @@ class DrawnBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first, self.steps):
-            begin = (step * self.world + self.rank) * self.batch
-            yield list(range(begin, min(begin + self.batch, self.total or begin + self.batch)))
+            together = self.world * self.batch
+            begin = step * together
+            if self.total is not None:
+                together = max(0, min(together, self.total - begin))
+            low, high = (begin + together * r // self.world for r in (self.rank, self.rank + 1))
+            yield list(range(low, high)) or [self.rank % (self.total or self.world)]
+
+
+def drawn_batches(trainer: Trainer | None, steps: int, batch: int, total: int | None = None) -> DrawnBatches:
+    """The batches of the epoch that `trainer` is about to train, for this process.
+
+    An epoch that is gone on with begins after the batches that the checkpoint counts as done.
+    """
+    first = 0
+    if trainer is not None and trainer.fit_loop.restarting:
+        first = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    return DrawnBatches(steps, batch, first, rank(), world(), total)

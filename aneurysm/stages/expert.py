@@ -19,8 +19,10 @@ from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
+from aneurysm.stages.draws import drawn_batches
 from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.workers import in_workers
 
 SHOWN = 48  # held-out candidates in the validation curve, about
 
@@ -112,13 +114,14 @@ class ExpertData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
         data = DrawnFindings(self, (self.seed, epoch))
-        return DataLoader(data, batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
+        batches = drawn_batches(self.trainer, self.steps if self.train else 0, self.batch)
+        return DataLoader(data, batch_sampler=batches, collate_fn=collate, **in_workers(self.workers))
 
     def val_dataloader(self) -> DataLoader:
         # A part is enough for a curve; the held-out figures come from all of them, after training.
         step = max(1, len(self.held_out) // SHOWN)
         data = FixedFindings(self.held_out[::step], self.settings)
-        return DataLoader(data, batch_size=self.batch, num_workers=self.workers, collate_fn=collate)
+        return DataLoader(data, batch_size=self.batch, collate_fn=collate, **in_workers(self.workers))
 
 
 class DrawnFindings(Dataset):

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from aneurysm.data.augment import Augmentation, move
 from aneurysm.nets.masking import AnatoMask, RandomBlocks, teacher_decay
 from aneurysm.nets.reconstruction import MaskedReconstruction
+from aneurysm.stages.draws import drawn_batches
 from aneurysm.stages.patches import network_patch
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import case_at, fit_in_memory
+from aneurysm.stages.workers import in_workers
 
 # Geometry only: the task is to reconstruct intensities, so they stay what they are.
 AUGMENTATION = Augmentation(flip_chance=0.5)
@@ -51,7 +53,8 @@ class PretrainModule(LightningModule):
         return min(1.0, self.global_step / max(1, self.total_steps))
 
     def _average(self, kept: Tensor, new: Tensor, count: Any) -> Tensor:
-        return torch.lerp(new, kept, teacher_decay(self.progress))
+        done = min(1.0, (self.global_step + 1) / max(1, self.total_steps))  # this step is counted later
+        return torch.lerp(new, kept, teacher_decay(done))
 
     def _step(self, image: Tensor, index: int, split: str) -> Tensor:
         # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks.
@@ -66,7 +69,9 @@ class PretrainModule(LightningModule):
         active = self.masking(hardness, shape, self.progress, generator).to(image.device)
         return log_step(self, StepOutput(self.net(image, active).loss), split, len(image))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Not at the batch's end: a module's turn comes after the checkpoint there, which would miss it.
+        super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
             self.teacher.update_parameters(self.net)
 
@@ -104,12 +109,13 @@ class PretrainData(LightningDataModule):
         crops = CropDataset(
             self.train, self.batch * self.steps, self.patch, key, augment=True, whole=self.whole
         )
-        return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
+        batches = drawn_batches(self.trainer, self.steps if self.train else 0, self.batch)
+        return DataLoader(crops, batch_sampler=batches, **in_workers(self.workers))
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         key = (self.seed, 10**6)
         crops = CropDataset(self.held_out, 4 * self.batch, self.patch, key, augment=False, whole=self.whole)
-        return DataLoader(crops, batch_size=self.batch, num_workers=self.workers)
+        return DataLoader(crops, batch_size=self.batch, **in_workers(self.workers))
 
 
 class CropDataset(Dataset):

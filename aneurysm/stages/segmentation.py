@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
+from aneurysm.stages.draws import drawn_batches
 from aneurysm.stages.patches import (
     aneurysm_patch,
     aneurysm_voxels,
@@ -21,6 +22,7 @@ from aneurysm.stages.patches import (
 )
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
+from aneurysm.stages.workers import in_workers
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, c, d, h, w), targets (b, k, d, h, w), known (b, k) bool
 # Structures are named by shape, not by side, so every flip gives a plausible patch.
@@ -99,11 +101,12 @@ class SegmentationData(LightningDataModule):
         patches = PatchDataset(
             self, self.train_groups, self.batch * self.steps, (self.seed, epoch), augment=True
         )
-        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+        batches = drawn_batches(self.trainer, self.steps if self.train else 0, self.batch)
+        return DataLoader(patches, batch_sampler=batches, **in_workers(self.workers))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         patches = PatchDataset(self, self.held_out_groups, 4 * self.batch, (self.seed, 10**6), augment=False)
-        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+        return DataLoader(patches, batch_size=self.batch, **in_workers(self.workers))
 
 
 def by_modality(paths: Sequence[Path]) -> list[list[Path]]:

@@ -20,6 +20,8 @@ from torch_geometric.loader import DataLoader
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.losses.classification import BinaryLoss
+from aneurysm.stages.draws import drawn_batches
+from aneurysm.stages.processes import world
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import View, network_image, probability_volume
@@ -130,13 +132,14 @@ class GraphData(LightningDataModule):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps per epoch."""
-        return max(1, -(-len(self.train) // self.batch))
+        """Optimiser steps per epoch; every graph is seen once in each."""
+        return max(1, -(-len(self.train) // (self.batch * world())))
 
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        order = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        return DataLoader(self.train, batch_size=self.batch, shuffle=True, generator=order)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+        batches = drawn_batches(self.trainer, self.steps, self.batch, total=len(self.train))
+        return DataLoader([self.train[i] for i in order], batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.held_out, batch_size=self.batch)
