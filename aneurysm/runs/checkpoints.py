@@ -14,5 +14,9 @@ class LastCheckpoint(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # With optimiser and schedule. Every process takes part, for what is spread over them; the first writes.
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path, weights_only=False)
+            return
         with replacing(self.path) as part:
-            trainer.save_checkpoint(part, weights_only=False)  # with optimiser and schedule
+            trainer.save_checkpoint(part, weights_only=False)

@@ -13,6 +13,8 @@ from aneurysm.runs.checkpoints import LastCheckpoint
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import close_loggers, open_loggers
 from aneurysm.runs.progress import PlainProgress
+from aneurysm.runs.strategy import placement
+from aneurysm.stages.processes import rank
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -26,6 +28,8 @@ for _message in (
     ".*log_every_n_steps.*",
     ".*The number of training batches.*",
     ".*IterableDataset.*",
+    ".*`srun` command is available.*",
+    "Grad strides do not match bucket view strides.*",
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -49,18 +53,17 @@ def fit(
         torch.set_num_threads(cfg.trainer.threads)
     checkpoint = run.folder / f"{name}.ckpt"
     terminal = sys.stdout.isatty()
-    bars = cfg.trainer.progress == "auto" and terminal
+    bars = cfg.trainer.progress == "auto" and terminal and rank() == 0
     callbacks: list[Callback] = [LastCheckpoint(checkpoint)]
     if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
         callbacks.append(PlainProgress(run))
-    loggers = open_loggers(run, cfg, name)
+    loggers = open_loggers(run, cfg, name) if rank() == 0 else []
     trainer = Trainer(
         default_root_dir=run.folder,
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
+        **placement(cfg.trainer, module),
         precision=cfg.trainer.precision,
         max_epochs=epochs,
-        logger=loggers,
+        logger=loggers or False,
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=bars,

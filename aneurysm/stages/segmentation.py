@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
+from aneurysm.global_batch import gather
+from aneurysm.stages.draws import DrawnBatches
 from aneurysm.stages.patches import (
     aneurysm_patch,
     aneurysm_voxels,
@@ -19,6 +21,7 @@ from aneurysm.stages.patches import (
     vessel_patch,
     vessel_voxels,
 )
+from aneurysm.stages.processes import rank, world
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
 
@@ -41,8 +44,10 @@ class SegmentationModule(LightningModule):
 
     def _step(self, batch: Batch, split: str) -> Tensor:
         inputs, target, known = batch
-        loss, terms = self.loss(self.net(inputs), target, known)
-        return log_step(self, StepOutput(loss, terms), split, len(inputs))
+        # Overlap is counted over the whole batch, of which this process may hold a part.
+        logits, target, known = gather(self.net(inputs), target, known)
+        loss, terms = self.loss(logits, target, known)
+        return log_step(self, StepOutput(loss, terms), split, len(target))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         return self._step(batch, "train")
@@ -99,11 +104,15 @@ class SegmentationData(LightningDataModule):
         patches = PatchDataset(
             self, self.train_groups, self.batch * self.steps, (self.seed, epoch), augment=True
         )
-        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+        steps = self.steps if self.train_groups else 0
+        batches = DrawnBatches(steps, self.batch, rank=rank(), world=world())
+        return DataLoader(patches, batch_sampler=batches, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         patches = PatchDataset(self, self.held_out_groups, 4 * self.batch, (self.seed, 10**6), augment=False)
-        return DataLoader(patches, batch_size=self.batch, num_workers=self.workers)
+        steps = 4 if self.held_out_groups else 0
+        batches = DrawnBatches(steps, self.batch, rank=rank(), world=world())
+        return DataLoader(patches, batch_sampler=batches, num_workers=self.workers)
 
 
 def by_modality(paths: Sequence[Path]) -> list[list[Path]]:

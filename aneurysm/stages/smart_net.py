@@ -14,12 +14,15 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch, Data
 
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
+from aneurysm.global_batch import gather
 from aneurysm.losses.classification import BinaryLoss
+from aneurysm.stages.draws import DrawnBatches
+from aneurysm.stages.processes import rank, world
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import View, network_image, probability_volume
@@ -83,8 +86,10 @@ class GraphModule(LightningModule):
 
     def _step(self, batch: Data, split: str) -> Tensor:
         logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
-        loss, terms = self.loss(logits, batch.y)
-        return log_step(self, StepOutput(loss, terms), split, batch.num_graphs)
+        graphs = torch.zeros(batch.num_graphs if len(batch.y) else 0, device=logits.device)
+        (graphs,), (logits, labels) = gather(graphs), gather(logits[: len(batch.y)], batch.y)
+        loss, terms = self.loss(logits, labels)
+        return log_step(self, StepOutput(loss, terms), split, len(graphs))
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         return self._step(batch, "train")
@@ -131,15 +136,34 @@ class GraphData(LightningDataModule):
     @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
-        return max(1, -(-len(self.train) // self.batch))
+        return max(1, self._batches(self.train))
+
+    def _batches(self, graphs: list[Data]) -> int:
+        return -(-len(graphs) // (self.batch * world()))
+
+    def _loader(self, graphs: list[Data]) -> DataLoader:
+        batches = DrawnBatches(
+            self._batches(graphs), self.batch, rank=rank(), world=world(), total=len(graphs)
+        )
+
+        def joined(part: list[Data]) -> Batch:
+            if part:
+                return Batch.from_data_list(part)  # pyright: ignore[reportArgumentType]
+            # Nothing is left for this process: a graph without labels, so that it keeps step.
+            stand_in = Batch.from_data_list([graphs[0]])  # pyright: ignore[reportArgumentType]
+            stand_in.y = stand_in.y[:0]
+            return stand_in
+
+        return DataLoader(graphs, batch_sampler=batches, collate_fn=joined)  # pyright: ignore
 
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        order = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        return DataLoader(self.train, batch_size=self.batch, shuffle=True, generator=order)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator).tolist()
+        return self._loader([self.train[i] for i in order])
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.held_out, batch_size=self.batch)
+        return self._loader(self.held_out)
 
 
 @torch.no_grad()
