@@ -33,7 +33,7 @@ def entry_point(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[
     """
 
     def command() -> None:
-        _log_to_terminal()
+        log_to_terminal()
         leave_when_asked()
         problem = override_problem(config_name, sys.argv[1:])
         if problem:
@@ -103,7 +103,8 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _log_to_terminal() -> None:
+def log_to_terminal() -> None:
+    """Progress and errors of this package as lines on standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]

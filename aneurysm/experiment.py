@@ -17,6 +17,7 @@ from aneurysm.data.preparation.prepare import prepare_all
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.runs.folders import StageRun, stage_run
 from aneurysm.runs.settings import run_record
+from aneurysm.stages.processes import from_first
 from aneurysm.stages.stored import limit_memory
 
 log = logging.getLogger(__name__)
@@ -78,11 +79,17 @@ def open_experiment(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"fold={cfg.fold} does not exist: with folds={cfg.folds} they are 0 to {int(cfg.folds) - 1}."
         )
+    limit_memory(cfg.memory_gb)
     folder = Path(cfg.paths.outputs) / cfg.experiment_name
+    index, prepared, fold_of = from_first(lambda: _read_data(cfg, folder))
+    return Experiment(cfg, folder, index, prepared, fold_of, _fingerprint(index, fold_of))
+
+
+def _read_data(cfg: DictConfig, folder: Path) -> tuple[pd.DataFrame, dict[str, Path], dict[str, int]]:
+    """Index, prepared case of every series, and fold in which it is held out."""
     source = build(cfg.data)
     index = source.index()
     preparation = build(cfg.prepare)
-    limit_memory(cfg.memory_gb)
     prepared = prepare_all(
         source,
         preparation,
@@ -109,7 +116,7 @@ def open_experiment(cfg: DictConfig) -> Experiment:
         int((index.present == 0).sum()),
         cfg.folds,
     )
-    return Experiment(cfg, folder, index, prepared, fold_of, _fingerprint(index, fold_of))
+    return index, prepared, fold_of
 
 
 def _fingerprint(index: pd.DataFrame, fold_of: dict[str, int]) -> str:

@@ -23,7 +23,9 @@ from aneurysm.report.html import Picture
 from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.launch import joined_group, launch, to_be_launched
 from aneurysm.runs.settings import READS, pretrains
+from aneurysm.stages.processes import from_first, rank
 from aneurysm.stages.stored import opened, remembered
 from aneurysm.training.order import run_stage
 from aneurysm.training.products import expert_table, lumen_rule, segmentation_of
@@ -43,17 +45,36 @@ SCORE = {
 
 
 def train(cfg: DictConfig) -> float:
-    """Run what `cfg.stage` names and return its headline figure (the RSNA score for `all`)."""
+    """Run what `cfg.stage` names and return its headline figure (the RSNA score for `all`).
+
+    With `trainer=ddp` or `fsdp` this process starts the ones that train, and waits for them.
+
+    Raises:
+        UserError: something outside the program is wrong; the message says what to do.
+    """
+    if to_be_launched(cfg.trainer):
+        return launch(cfg)
+    with joined_group(cfg.trainer):
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> float:
     started = time.monotonic()
     experiment = open_experiment(cfg)
     if cfg.stage != "all":
         figures = run_stage(experiment, cfg.stage)
-        _print_stage(cfg.stage, experiment, figures)
+        if rank() == 0:
+            _print_stage(cfg.stage, experiment, figures)
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
         return float(np.mean(scores)) if scores else float("nan")
     for stage in STAGES:
         if stage != "pretrain" or pretrains(cfg):
             run_stage(experiment, stage)
+    return from_first(lambda: _finish(experiment, started))
+
+
+def _finish(experiment: Experiment, started: float) -> float:
+    """Evaluation, report and bundle; returns the RSNA score."""
     evaluation = evaluate(experiment)
     report = report_on(experiment, evaluation)
     bundle = write_bundle(experiment, experiment.folder / "bundle")

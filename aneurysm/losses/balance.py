@@ -79,7 +79,7 @@ class UwSo(nn.Module):
             reference (tasks named in `reference` keep theirs). The means travel in the checkpoint.
         calibration_steps: how many losses make a reference.
 
-    Under data-parallel training each process weighs its own losses.
+    Under data-parallel training pass losses over the whole batch: every process then finds the same weights.
 
     Source: Kirchdorfer et al. 2024, "Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning",
     arXiv:2408.07985, eq. 4; the reference division is our own.

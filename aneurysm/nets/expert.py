@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from aneurysm.data.labels import LOCATIONS
+from aneurysm.global_batch import rows_in_all, total
 from aneurysm.nets.akorn import OscillatorState
 from aneurysm.nets.fusion import SLOTS
 from aneurysm.nets.metadata import LearnedMissing, encode_metadata
@@ -199,12 +200,13 @@ class RunningScale(nn.Module):
         x = torch.where(valid[:, None], x, torch.zeros_like(x))
         if self.training:
             with torch.no_grad():
-                count = valid.sum()
+                # over the whole batch, of which this process may hold a part
+                count, sums = total(valid.sum()), total(torch.stack((x.sum(0), (x**2).sum(0))))
                 # an average over the first batches, then an exponential one; no step without valid rows
                 rate = torch.where(count > 0, (1 / (self.seen + 1)).clamp(min=self.momentum), 0.0)
                 rows = count.clamp(min=1)
-                self.mean.lerp_(x.sum(0) / rows, rate)
-                self.square.lerp_((x**2).sum(0) / rows, rate)
+                self.mean.lerp_(sums[0] / rows, rate)
+                self.square.lerp_(sums[1] / rows, rate)
                 self.seen += (count > 0).to(self.seen.dtype)
         deviation = (self.square - self.mean**2).clamp(min=1e-6).sqrt()
         return torch.where(valid[:, None], ((x - self.mean) / deviation).clamp(-5, 5), torch.zeros_like(x))
@@ -359,7 +361,7 @@ class ExpertNet(nn.Module):
 
     def _standardised(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
         """Zero mean and unit spread over the candidates seen in training; a batch of one has no spread."""
-        if self.training and len(pooled) > 1:
+        if self.training and rows_in_all(pooled) > 1:
             return self.norm(pooled)
         return F.batch_norm(pooled, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from aneurysm.global_batch import rand_rows
+
 # Columns of encoded metadata: age, age missing, sex, sex missing, four modality flags.
 METADATA_FEATURES = 8
 _FIELDS = {"age": slice(0, 1), "sex": slice(2, 3), "modality": slice(4, 8)}
@@ -74,7 +76,7 @@ class MetadataEmbedding(nn.Module):
         no_modality = metadata[:, 4:8].sum(1) == 0
         missing = torch.stack((metadata[:, 1] > 0, metadata[:, 3] > 0, no_modality), dim=1)  # (b, 3)
         if self.training and self.dropout > 0:
-            missing = missing | (torch.rand(missing.shape, device=missing.device) < self.dropout)
+            missing = missing | (rand_rows(*missing.shape, device=missing.device) < self.dropout)
         total = self.missing.new_zeros(metadata.shape[0], self.missing.shape[1])
         for index, (columns, embed) in enumerate(zip(_FIELDS.values(), self.fields, strict=True)):
             known = embed(metadata[:, columns])

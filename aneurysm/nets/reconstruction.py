@@ -30,6 +30,13 @@ class ReconstructionOutput:
     prediction: Float[Tensor, "b 1 d h w"]  # the decoder's answer, in units of the target
     per_block_loss: Float[Tensor, "b 1 gd gh gw"]  # ranking loss; 0 for visible and invalid blocks
     reconstruction: Float[Tensor, "b 1 d h w"]  # image intensities, hidden voxels painted in
+    squared_error: Float[Tensor, "b"]  # summed over hidden valid voxels
+    hidden_voxels: Float[Tensor, "b"]  # how many those are
+
+
+def mean_error(squared_error: Float[Tensor, "b"], hidden_voxels: Float[Tensor, "b"]) -> Float[Tensor, ""]:
+    """Mean squared error over the hidden valid voxels of all samples; 0 where there are none."""
+    return squared_error.sum() / hidden_voxels.sum().clamp(min=1)
 
 
 def block_mean(
@@ -179,7 +186,8 @@ class MaskedReconstruction(nn.Module):
         if self.normalise_patches:
             mean, deviation = block_statistics(known, counts, self.block, self.deviation_floor)
             target, painted = (known - mean) / deviation, prediction * deviation + mean
-        loss = (hidden * (prediction - target) ** 2).sum() / hidden.sum().clamp(min=1)
+        squared = (hidden * (prediction - target) ** 2).flatten(1).sum(1)
+        voxels = hidden.flatten(1).sum(1)
         with torch.no_grad():
             pairs = {
                 "denormalised": (painted, known),
@@ -188,6 +196,6 @@ class MaskedReconstruction(nn.Module):
             }
             answer, truth = pairs[self.ranking]
             per_block, _ = block_mean((answer - truth) ** 2, hidden, self.block)
-        return ReconstructionOutput(
-            loss, prediction, per_block, torch.where(visible, image, painted.detach().to(image.dtype))
-        )
+        painted = torch.where(visible, image, painted.detach().to(image.dtype))
+        loss = mean_error(squared, voxels)
+        return ReconstructionOutput(loss, prediction, per_block, painted, squared, voxels)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.global_batch import rand_rows
 from aneurysm.nets.wavelet import haar_low, pad_to_multiple
 
 
@@ -48,7 +49,7 @@ class DropPath(nn.Module):
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         if self.rate == 0 or not self.training:
             return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        keep = rand_rows(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
         return x * keep.to(x.dtype) / (1 - self.rate)
 
 

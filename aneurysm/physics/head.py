@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from aneurysm.global_batch import rand_rows, world
 from aneurysm.physics.collocation import R3Population, hard_point_mean
 from aneurysm.physics.curriculum import Curriculum
 from aneurysm.physics.flow_field import Flow, FlowField
@@ -155,9 +156,10 @@ class PhysicsHead(nn.Module):
             return PhysicsOutput(nothing.float(), empty, empty, features, flow.valid)
 
         with torch.autocast(latent.device.type, enabled=False):  # half precision has no second derivatives
-            code = _BoundedGradient.apply(latent[rows], self.max_latent_gradient)
+            # What comes back here is the gradient times the number of processes, see `global_batch`.
+            code = _BoundedGradient.apply(latent[rows], self.max_latent_gradient * world())
             code = self.normalise(code.to(network.dtype))
-            chosen = self._choose(flow.points.shape[1], rows, population)
+            chosen = self._choose(flow.points.shape[1], rows, batch, population)
             points = flow.rows(rows).cast(network.dtype).at(chosen)
             weights = self.curriculum.at(progress)
             reynolds = reynolds_number(points.radius_mm, self.rho, self.mu, self.wall_shear_pa)
@@ -188,7 +190,9 @@ class PhysicsHead(nn.Module):
             valid=flow.valid,
         )
 
-    def _choose(self, pool: int, rows: Int[Tensor, "k"], population: R3Population | None) -> Tensor:
+    def _choose(
+        self, pool: int, rows: Int[Tensor, "k"], batch: int, population: R3Population | None
+    ) -> Tensor:
         """Which of the sampled points to use, (k, points)."""
         if population is not None:
             held = population.indices.shape[0]
@@ -200,7 +204,7 @@ class PhysicsHead(nn.Module):
             return population.indices.to(rows.device)
         count = min(self.points, pool)
         if self.training and count < pool:
-            return torch.rand(len(rows), pool, device=rows.device).topk(count, dim=1).indices
+            return rand_rows(batch, pool, device=rows.device)[rows].topk(count, dim=1).indices
         return torch.arange(count, device=rows.device).expand(len(rows), -1)
 
 

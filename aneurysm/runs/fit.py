@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 
 from aneurysm.runs.averaging import AveragedWeights
@@ -18,6 +17,8 @@ from aneurysm.runs.loggers import close_loggers, open_loggers
 from aneurysm.runs.preemption import Preempted, deferred
 from aneurysm.runs.progress import PlainProgress
 from aneurysm.runs.step_seeds import StepSeeds
+from aneurysm.runs.strategy import placement
+from aneurysm.stages.processes import rank
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -33,6 +34,7 @@ for _message in (
     ".*IterableDataset.*",
     ".*`srun` command is available.*",
     ".*your dataloader is not resumable.*",  # a function of the epoch and of the batches done, draws.py
+    "Grad strides do not match bucket view strides.*",
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -60,12 +62,12 @@ def fit(
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     terminal = sys.stdout.isatty()
-    bars = cfg.trainer.progress == "auto" and terminal
+    bars = cfg.trainer.progress == "auto" and terminal and rank() == 0
     files = CheckpointFiles(run.folder)
     resume = resume_from(files, module)
     if resume:
         log.info("%s fold %d: going on from %s", run.stage, run.fold, resume)
-    loggers = open_loggers(run, cfg, "last")
+    loggers = open_loggers(run, cfg, "last") if rank() == 0 else []
     with deferred() as request:
         callbacks: list[Callback] = [
             StepSeeds(cfg.seed, run.fold),
@@ -78,19 +80,16 @@ def fit(
             callbacks.append(PlainProgress(run))
         trainer = Trainer(
             default_root_dir=run.folder,
-            accelerator=cfg.trainer.accelerator,
-            devices=cfg.trainer.devices,
+            **placement(cfg.trainer, module, files),
             precision=cfg.trainer.precision,
             max_epochs=epochs,
-            logger=loggers,
+            logger=loggers or False,
             callbacks=callbacks,
-            plugins=[files, *_cluster()],
             enable_progress_bar=bars,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             reload_dataloaders_every_n_epochs=1,  # data depend on (seed, epoch, index)
-            use_distributed_sampler=False,  # the draws are dealt to the processes already
             gradient_clip_val=None if not module.automatic_optimization else 1.0,
         )
         outcome = "failed"
@@ -106,13 +105,6 @@ def fit(
         raise KeyboardInterrupt
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
-
-
-def _cluster() -> list[SLURMEnvironment]:
-    """Under SLURM: the environment that Lightning would find itself, without its own way of requeueing."""
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
-    return []
 
 
 def seed_weights(seed: int, run: StageRun) -> None:

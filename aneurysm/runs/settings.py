@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import aneurysm
+from aneurysm.data.errors import UserError
 
 # What each part of the pipeline reads from the configuration, and which parts come before it.
 READS: dict[str, tuple[str, ...]] = {
@@ -90,7 +91,35 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     chosen["precision"] = plain["trainer"]["precision"]
     if plain["ema"] is not None and stage != "stacker":  # trees have no weights to average
         chosen["ema"] = plain["ema"]
+    # `batch` is that of one process: more of them make a larger batch, and another result.
+    if stage != "stacker" and (count := processes(cfg.trainer)) > 1:
+        chosen["processes"] = count
     return _without(chosen)
+
+
+def processes(trainer: DictConfig) -> int:
+    """How many processes train together under these settings.
+
+    Raises:
+        UserError: it cannot be told, or the settings contradict each other.
+    """
+    per_machine, machines = trainer.devices, int(trainer.num_nodes)
+    if per_machine == "auto":
+        if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+            raise UserError(
+                "trainer.devices=auto means one process per GPU, and there is none here. "
+                "Say how many processes to train with, for example trainer.devices=2."
+            )
+        per_machine = torch.cuda.device_count()
+    count = int(per_machine) * machines
+    if count < 1:
+        raise UserError(f"trainer.devices={trainer.devices}: at least one process has to train.")
+    if count > 1 and trainer.strategy == "one":
+        raise UserError(
+            f"{count} processes need a way to train together: add trainer=ddp (or trainer=fsdp), or set "
+            "trainer.devices=1 and trainer.num_nodes=1."
+        )
+    return count
 
 
 def _without(node: Any) -> Any:

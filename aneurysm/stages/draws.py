@@ -24,8 +24,8 @@ class DrawnBatches(Sampler[list[int]]):
         rank: number of this process.
         world: number of processes.
         total: draws there are, None for no end. The last batch then has what is left, dealt evenly to the
-            processes; should there be fewer draws than processes, those without one repeat one of the
-            first, as every process has to take every step.
+            processes; should there be fewer draws than processes, those without one get an empty batch, as
+            every process has to take every step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DrawnBatches(Sampler[list[int]]):
             if self.total is not None:
                 together = max(0, min(together, self.total - begin))
             low, high = (begin + together * r // self.world for r in (self.rank, self.rank + 1))
-            yield list(range(low, high)) or [self.rank % (self.total or self.world)]
+            yield list(range(low, high))
 
 
 def drawn_batches(trainer: Trainer | None, steps: int, batch: int, total: int | None = None) -> DrawnBatches:
@@ -60,3 +60,8 @@ def drawn_batches(trainer: Trainer | None, steps: int, batch: int, total: int | 
     if trainer is not None and trainer.fit_loop.restarting:
         first = trainer.fit_loop.epoch_loop.batch_progress.current.processed
     return DrawnBatches(steps, batch, first, rank(), world(), total)
+
+
+def every_draw_once(total: int, batch: int) -> DrawnBatches:
+    """Batches that go through draws 0 .. total - 1 in order, this process's part of them."""
+    return DrawnBatches(-(-total // (batch * world())), batch, 0, rank(), world(), total)

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from aneurysm.data.labels import LOCATIONS
 from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
+from aneurysm.global_batch import gather
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
-from aneurysm.stages.draws import drawn_batches
+from aneurysm.stages.draws import drawn_batches, every_draw_once
 from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.workers import in_workers
@@ -48,17 +49,26 @@ class ExpertModule(LightningModule):
         self.classify, self.locate, self.place = BinaryLoss(smoothing=0.02), LocationLoss(), OffsetLoss()
 
     def terms(self, output: ExpertOutput, target: Target) -> dict[str, Tensor]:
-        """The four losses; a loss over no labels is an exact zero, which the balance leaves out."""
+        """The four losses over the whole batch, of which every process passes its part.
+
+        A loss over no labels is an exact zero, which the balance leaves out.
+        """
+        n = len(target.is_aneurysm)  # fewer than crops where a crop only keeps this process in step
+        logit, location, mask, offset = gather(
+            output.logit[:n], output.location_logits[:n], output.mask_logit[:n], output.offset_mm[:n]
+        )
+        names = tuple(vars(target))
+        target = Target(**dict(zip(names, gather(*vars(target).values()), strict=True)))
         terms = {
-            "classification": self.classify(output.logit, target.is_aneurysm)[0],
-            "segmentation": self.mask_loss(output.mask_logit, target.mask, target.mask_known)[0],
-            "location": self.locate(output.location_logits, target.location)[0]
-            + self.place(output.offset_mm, target.offset_mm)[0],
+            "classification": self.classify(logit, target.is_aneurysm)[0],
+            "segmentation": self.mask_loss(mask, target.mask, target.mask_known)[0],
+            "location": self.locate(location, target.location)[0] + self.place(offset, target.offset_mm)[0],
         }
-        if output.physics is not None and bool(output.physics.valid.any()):
-            # Residuals range over decades; one badly conditioned vessel must not drown three other tasks.
-            residual = torch.log1p(output.physics.loss[output.physics.valid])
-            terms["physics"] = residual.mean().to(output.logit.dtype)
+        if output.physics is not None:
+            flow, valid = gather(output.physics.loss[:n], output.physics.valid[:n])
+            if bool(valid.any()):
+                # Residuals range over decades; one badly conditioned vessel must not drown three other tasks.
+                terms["physics"] = torch.log1p(flow[valid]).mean().to(logit.dtype)
         return terms
 
     def _step(self, batch: tuple[ExpertBatch, Target], split: str) -> Tensor:
@@ -69,7 +79,8 @@ class ExpertModule(LightningModule):
         total, weights = self.balance(terms)
         logged = {**terms, **{f"weight/{name}": w for name, w in weights.items()}}
         output = StepOutput(total, {name: value.detach() for name, value in logged.items()})
-        return log_step(self, output, split, len(inputs.image))
+        (rows,) = gather(target.is_aneurysm)
+        return log_step(self, output, split, len(rows))
 
     def training_step(self, batch: tuple[ExpertBatch, Target], index: int) -> Tensor:
         frozen = self.global_step < self.freeze_steps
@@ -121,7 +132,10 @@ class ExpertData(LightningDataModule):
         # A part is enough for a curve; the held-out figures come from all of them, after training.
         step = max(1, len(self.held_out) // SHOWN)
         data = FixedFindings(self.held_out[::step], self.settings)
-        return DataLoader(data, batch_size=self.batch, collate_fn=collate, **in_workers(self.workers))
+        batches = every_draw_once(len(data), self.batch)
+        return DataLoader(
+            data, batch_sampler=batches, collate_fn=data.collate_or_keep_step, **in_workers(self.workers)
+        )
 
 
 class DrawnFindings(Dataset):
@@ -155,6 +169,13 @@ class FixedFindings(Dataset):
 
     def __getitem__(self, index: int) -> tuple[ExpertBatch, Target]:
         return example(self.found[index], self.settings)
+
+    def collate_or_keep_step(self, items: list[tuple[ExpertBatch, Target]]) -> tuple[ExpertBatch, Target]:
+        """As `collate`; where nothing is left for this process, a crop without a row of targets."""
+        if items:
+            return collate(items)
+        inputs, target = self[0]
+        return inputs, Target(**{name: value[:0] for name, value in vars(target).items()})
 
 
 @torch.no_grad()

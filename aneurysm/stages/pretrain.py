@@ -12,10 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, move
+from aneurysm.global_batch import gather, own_rows, rows_in_all
 from aneurysm.nets.masking import AnatoMask, RandomBlocks, teacher_decay
-from aneurysm.nets.reconstruction import MaskedReconstruction
-from aneurysm.stages.draws import drawn_batches
+from aneurysm.nets.reconstruction import MaskedReconstruction, mean_error
+from aneurysm.stages.draws import DrawnBatches, drawn_batches
 from aneurysm.stages.patches import network_patch
+from aneurysm.stages.processes import rank, world
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import case_at, fit_in_memory
 from aneurysm.stages.workers import in_workers
@@ -57,17 +59,20 @@ class PretrainModule(LightningModule):
         return torch.lerp(new, kept, teacher_decay(done))
 
     def _step(self, image: Tensor, index: int, split: str) -> Tensor:
-        # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks.
+        # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks; it is
+        # drawn for the whole batch, of which every process has its part.
         epoch = self.current_epoch if split == "train" else 10**6
         key = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(key))
-        shape, hardness = tuple(image.shape), None
+        shape, hardness = (rows_in_all(image), *image.shape[1:]), None
         if self.teacher is not None:
             with torch.no_grad():
-                seen = self.masking(None, shape, self.progress, generator).to(image.device)
-                hardness = self.teacher(image, seen).per_block_loss
-        active = self.masking(hardness, shape, self.progress, generator).to(image.device)
-        return log_step(self, StepOutput(self.net(image, active).loss), split, len(image))
+                seen = own_rows(self.masking(None, shape, self.progress, generator)).to(image.device)
+                (hardness,) = gather(self.teacher(image, seen).per_block_loss)
+        active = own_rows(self.masking(hardness, shape, self.progress, generator)).to(image.device)
+        output = self.net(image, active)
+        loss = mean_error(*gather(output.squared_error, output.hidden_voxels))
+        return log_step(self, StepOutput(loss), split, shape[0])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not at the batch's end: a module's turn comes after the checkpoint there, which would miss it.
@@ -115,7 +120,8 @@ class PretrainData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         key = (self.seed, 10**6)
         crops = CropDataset(self.held_out, 4 * self.batch, self.patch, key, augment=False, whole=self.whole)
-        return DataLoader(crops, batch_size=self.batch, **in_workers(self.workers))
+        batches = DrawnBatches(4 if self.held_out else 0, self.batch, rank=rank(), world=world())
+        return DataLoader(crops, batch_sampler=batches, **in_workers(self.workers))
 
 
 class CropDataset(Dataset):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
-from aneurysm.stages.draws import drawn_batches
+from aneurysm.global_batch import gather
+from aneurysm.stages.draws import DrawnBatches, drawn_batches
 from aneurysm.stages.patches import (
     aneurysm_patch,
     aneurysm_voxels,
@@ -20,6 +21,7 @@ from aneurysm.stages.patches import (
     vessel_patch,
     vessel_voxels,
 )
+from aneurysm.stages.processes import rank, world
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
 from aneurysm.stages.workers import in_workers
@@ -43,8 +45,10 @@ class SegmentationModule(LightningModule):
 
     def _step(self, batch: Batch, split: str) -> Tensor:
         inputs, target, known = batch
-        loss, terms = self.loss(self.net(inputs), target, known)
-        return log_step(self, StepOutput(loss, terms), split, len(inputs))
+        # Overlap is counted over the whole batch, of which this process may hold a part.
+        logits, target, known = gather(self.net(inputs), target, known)
+        loss, terms = self.loss(logits, target, known)
+        return log_step(self, StepOutput(loss, terms), split, len(target))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         return self._step(batch, "train")
@@ -106,7 +110,8 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         patches = PatchDataset(self, self.held_out_groups, 4 * self.batch, (self.seed, 10**6), augment=False)
-        return DataLoader(patches, batch_size=self.batch, **in_workers(self.workers))
+        batches = DrawnBatches(4 if self.held_out_groups else 0, self.batch, rank=rank(), world=world())
+        return DataLoader(patches, batch_sampler=batches, **in_workers(self.workers))
 
 
 def by_modality(paths: Sequence[Path]) -> list[list[Path]]:

@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch, Data
 
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
+from aneurysm.global_batch import gather
 from aneurysm.losses.classification import BinaryLoss
-from aneurysm.stages.draws import drawn_batches
+from aneurysm.stages.draws import DrawnBatches, drawn_batches, every_draw_once
 from aneurysm.stages.processes import world
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
@@ -85,8 +86,10 @@ class GraphModule(LightningModule):
 
     def _step(self, batch: Data, split: str) -> Tensor:
         logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
-        loss, terms = self.loss(logits, batch.y)
-        return log_step(self, StepOutput(loss, terms), split, batch.num_graphs)
+        graphs = torch.zeros(batch.num_graphs if len(batch.y) else 0, device=logits.device)
+        (graphs,), (logits, labels) = gather(graphs), gather(logits[: len(batch.y)], batch.y)
+        loss, terms = self.loss(logits, labels)
+        return log_step(self, StepOutput(loss, terms), split, len(graphs))
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         return self._step(batch, "train")
@@ -139,10 +142,22 @@ class GraphData(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
         batches = drawn_batches(self.trainer, self.steps, self.batch, total=len(self.train))
-        return DataLoader([self.train[i] for i in order], batch_sampler=batches)
+        return _graph_loader([self.train[i] for i in order], batches)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.held_out, batch_size=self.batch)
+        return _graph_loader(self.held_out, every_draw_once(len(self.held_out), self.batch))
+
+
+def _graph_loader(graphs: list[Data], batches: DrawnBatches) -> DataLoader:
+    def joined(part: list[Data]) -> Batch:
+        if part:
+            return Batch.from_data_list(part)  # pyright: ignore[reportArgumentType]
+        # Nothing is left for this process: a graph without labels, so that it keeps step.
+        stand_in = Batch.from_data_list([graphs[0]])  # pyright: ignore[reportArgumentType]
+        stand_in.y = stand_in.y[:0]
+        return stand_in
+
+    return DataLoader(graphs, batch_sampler=batches, collate_fn=joined)  # pyright: ignore
 
 
 @torch.no_grad()

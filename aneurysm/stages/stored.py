@@ -15,8 +15,9 @@ import numpy as np
 
 from aneurysm.data.errors import ReadError
 from aneurysm.data.preparation.chunked import ArrayFile, open_arrays, write_arrays
-from aneurysm.data.preparation.memory import GIB, Remembered
+from aneurysm.data.preparation.memory import GIB, Remembered, available_bytes
 from aneurysm.data.preparation.prepared import Index, PreparedCase, StoredCase, open_prepared, overlap_windows
+from aneurysm.stages.processes import barrier, neighbours
 
 AnyCase = PreparedCase | StoredCase
 
@@ -29,8 +30,15 @@ _memory = Remembered(_bytes)  # of whole cases and probability volumes
 
 
 def limit_memory(gigabytes: float | None) -> None:
-    """How much the scans kept in this process may take; None: half of what is free when it is first asked."""
-    _memory.limit = None if gigabytes is None else int(gigabytes * GIB)
+    """How much the scans kept in memory may take, in all processes that train together on this machine.
+
+    None: half of what is free, when it is first asked if this process is alone.
+    """
+    if (processes := neighbours()) == 1:
+        _memory.limit = None if gigabytes is None else int(gigabytes * GIB)
+    else:
+        _memory.limit = (available_bytes() // 2 if gigabytes is None else int(gigabytes * GIB)) // processes
+        barrier()  # before anybody takes of it
 
 
 def fit_in_memory(cases: Sequence[Path], probabilities: int = 0, processes: int = 1) -> bool:

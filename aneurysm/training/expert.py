@@ -17,7 +17,10 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.settings import pretrains
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages.findings import CropSettings, Finding
+from aneurysm.stages.processes import gathered, rank, shared
 from aneurysm.training.products import WEIGHTS, expert_findings, save_weights
+
+JUDGED = 16  # held-out candidates at a time
 
 
 def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -54,10 +57,13 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         workers=cfg.trainer.workers,
     )
     fit(run, module, data, s.epochs, cfg)
-    table, _ = expert_stage.judge(net, held_out, settings, run.fold, int(cfg.seed))
-    if table.empty:
-        table = pd.DataFrame(columns=list(EXPERT.columns))
-    EXPERT.write(table, run.folder / "predictions.parquet")
+    parts = [held_out[begin : begin + JUDGED] for begin in range(0, len(held_out), JUDGED)]
+    tables = gathered(
+        [expert_stage.judge(net, p, settings, run.fold, int(cfg.seed), JUDGED)[0] for p in shared(parts)]
+    )
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(EXPERT.columns))
+    if rank() == 0:
+        EXPERT.write(table, run.folder / "predictions.parquet")
     save_weights(run.folder / WEIGHTS, net)
     return {
         "candidates": len(table),

@@ -9,6 +9,7 @@ import pandas as pd
 from aneurysm.build import build
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.evaluation.segmentation import overlap
+from aneurysm.stages.processes import from_first, gathered_by_first, shared
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.vessels.lumen_rule import LumenRule
 
@@ -31,12 +32,15 @@ def chosen_rule(
 ) -> LumenRule:
     """The rule that a segmentation stage is set to, chosen on these scans: training scans, annotated."""
     known = [(case, target) for case in cases if (target := vessel_target(case)) is not None]
-    return LumenRule.for_recall(
-        [probability(case) for case, _ in known],
-        [target for _, target in known],
-        [case.grid for case, _ in known],
-        s.target_recall,
-        s.precision,
+    probabilities = gathered_by_first([probability(case) for case, _ in shared(known)])
+    return from_first(
+        lambda: LumenRule.for_recall(
+            probabilities,
+            [target for _, target in known],
+            [case.grid for case, _ in known],
+            s.target_recall,
+            s.precision,
+        )
     )
 
 

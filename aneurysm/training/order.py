@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.settings import upstream
+from aneurysm.stages.processes import agreed, from_first, rank
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
 from aneurysm.training.segmenter import train_segmenter
@@ -26,6 +28,8 @@ STAGES: dict[str, Callable[[Experiment, StageRun], dict[str, Any]]] = {
     "expert": train_expert,
     "stacker": train_stacker,
 }
+# Stages without a gradient to share: the first process does them, the others wait.
+ALONE = frozenset({"stacker"})
 
 
 def run_stage(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
@@ -69,27 +73,30 @@ def _order(experiment: Experiment, stage: str) -> list[str]:
 
 def _missing(experiment: Experiment, stage: str) -> list[str]:
     earlier = [s for s in _order(experiment, stage) if s != stage]
-    return [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
+    return agreed(
+        [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
+    )
 
 
 def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) -> dict[str, Any]:
     run = experiment.run(stage, fold)
-    done = run.finished()
+    done = agreed(run.finished())
     force = asked_for and bool(experiment.cfg.force)
     if done is not None and not force:
         level = logging.INFO if asked_for else logging.DEBUG
         log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
         return done
-    with run.alone():
+    with run.alone() if rank() == 0 else nullcontext():
         # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
-        if (done := run.finished()) is not None and not force:
+        if (done := from_first(run.finished)) is not None and not force:
             return done
-        run = experiment.begin(stage, fold, force)
+        run = from_first(lambda: experiment.begin(stage, fold, force))
         started = time.monotonic()
-        figures = STAGES[stage](experiment, run)
+        train = STAGES[stage]
+        figures = from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
         figures["seconds"] = round(time.monotonic() - started, 1)
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )
         log.info("%-9s fold %d  done in %.0f s  %s", stage, fold, figures["seconds"], shown)
-        return run.finish(figures)
+        return from_first(lambda: run.finish(figures))

@@ -17,6 +17,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
 from aneurysm.stages import smart_net
 from aneurysm.stages.findings import Finding, list_findings
+from aneurysm.stages.processes import rank
 from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
@@ -79,7 +80,12 @@ def expert_table(experiment: Experiment) -> pd.DataFrame:
 
 
 def save_weights(path: Path, net: nn.Module) -> None:
-    """Weights as safetensors, atomically; extra state that is not a tensor stays in the checkpoint."""
+    """Weights as safetensors, atomically; extra state that is not a tensor stays in the checkpoint.
+
+    Of several processes the first one writes; all hold the same weights.
+    """
+    if rank() > 0:
+        return
     state = {
         k: v.detach().cpu().contiguous() for k, v in net.state_dict().items() if isinstance(v, torch.Tensor)
     }

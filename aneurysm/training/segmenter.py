@@ -13,6 +13,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.stages import smart_net
+from aneurysm.stages.processes import gathered, shared
 from aneurysm.stages.stored import opened, read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import aneurysm_target, vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
@@ -43,7 +44,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     some = spread(annotated, s.rule_scans)
     rule = chosen_rule([remembered(p) for p in some], lambda case: segmented(case)["vessel"], s)
     rows = []
-    for uid in held_out:
+    for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
         probability = segmented(case)
         write_probabilities(product_path(run, uid), probability)
@@ -52,4 +53,4 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)
-    return {**asdict(rule), **mean_figures(pd.DataFrame(rows))}
+    return {**asdict(rule), **mean_figures(pd.DataFrame(gathered(rows)))}

@@ -13,6 +13,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.stages import smart_net
+from aneurysm.stages.processes import barrier, gathered, rank, shared
 from aneurysm.training.products import WEIGHTS, graph_item, save_weights, segmentation_of
 
 
@@ -20,6 +21,9 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     """Graph attention on out-of-fold segmentations; leaves graphs and a candidates table."""
     cfg, s = experiment.cfg, experiment.cfg.smart_net
     settings = graph_settings(s)
+    for uid in shared(list(experiment.prepared)):
+        graph_item(experiment, uid, settings)  # every process makes a part of the graphs, all read all
+    barrier()
     items = {uid: graph_item(experiment, uid, settings) for uid in experiment.prepared}
     data = smart_net.GraphData(
         [items[uid] for uid in experiment.training(run.fold)],
@@ -40,14 +44,16 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     module = smart_net.GraphModule(net, s.graph_lr, s.graph_epochs * data.steps)
     fit(run, module, data, s.graph_epochs, cfg)
     tables = []
-    for uid in experiment.held_out(run.fold):
+    for uid in shared(experiment.held_out(run.fold)):
         item, probability = items[uid], segmentation_of(experiment, uid)
         scores = smart_net.node_scores(net, item.graph)
         found = smart_net.candidates(item.graph, scores, probability, item.grid, settings)
         tables.append(smart_net.candidate_rows(uid, found, run.fold))
+    tables = gathered(tables)
     rows = [t for t in tables if len(t)]
     table = pd.concat(rows) if rows else pd.DataFrame(columns=list(CANDIDATES.columns))
-    CANDIDATES.write(table, run.folder / "candidates.parquet")
+    if rank() == 0:
+        CANDIDATES.write(table, run.folder / "candidates.parquet")
     save_weights(run.folder / WEIGHTS, net)
     lesions = {uid: items[uid].lesions for uid in experiment.held_out(run.fold) if items[uid].lesions}
     hit = candidate_recall(CANDIDATES.conform(table), lesions, tuple(lesions)) if lesions else None

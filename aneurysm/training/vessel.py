@@ -14,6 +14,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.stages import vessel
+from aneurysm.stages.processes import gathered, rank, shared
 from aneurysm.stages.stored import remembered, write_probabilities
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
@@ -41,13 +42,14 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
 
     rule = chosen_rule([remembered(p) for p in some], segmented, s)
     rows = []
-    for uid in held_out:
+    for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
         probability = segmented(case)
         write_probabilities(product_path(run, uid), {"vessel": probability})
         rows.append(overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
-    table = pd.DataFrame(rows)
-    with replacing(run.folder / "overlap.csv") as part:
-        table.to_csv(part, index=False)
+    table = pd.DataFrame(gathered(rows))
+    if rank() == 0:
+        with replacing(run.folder / "overlap.csv") as part:
+            table.to_csv(part, index=False)
     save_weights(run.folder / WEIGHTS, net)
     return {**asdict(rule), **mean_figures(table)}
