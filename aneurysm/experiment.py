@@ -78,6 +78,8 @@ def open_experiment(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"fold={cfg.fold} does not exist: with folds={cfg.folds} they are 0 to {int(cfg.folds) - 1}."
         )
+    if cfg.failed not in ("retry", "skip"):
+        raise UserError(f"failed={cfg.failed}: it is retry or skip.")
     folder = Path(cfg.paths.outputs) / cfg.experiment_name
     source = build(cfg.data)
     index = source.index()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from aneurysm.runs.checkpoints import LastCheckpoint
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import close_loggers, open_loggers
-from aneurysm.runs.progress import PlainProgress
+from aneurysm.runs.progress import PlainProgress, ProgressFile
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -26,6 +26,7 @@ for _message in (
     ".*log_every_n_steps.*",
     ".*The number of training batches.*",
     ".*IterableDataset.*",
+    ".*`srun` command is available.*",
 ):
     warnings.filterwarnings("ignore", message=_message)
 
@@ -50,7 +51,7 @@ def fit(
     checkpoint = run.folder / f"{name}.ckpt"
     terminal = sys.stdout.isatty()
     bars = cfg.trainer.progress == "auto" and terminal
-    callbacks: list[Callback] = [LastCheckpoint(checkpoint)]
+    callbacks: list[Callback] = [LastCheckpoint(checkpoint), ProgressFile(run)]
     if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
         callbacks.append(PlainProgress(run))
     loggers = open_loggers(run, cfg, name)

@@ -9,6 +9,7 @@ from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.settings import upstream
+from aneurysm.sweeps.jobs import uses_run
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
 from aneurysm.training.segmenter import train_segmenter
@@ -79,14 +80,26 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
     if done is not None and not force:
         level = logging.INFO if asked_for else logging.DEBUG
         log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
+        uses_run(run.folder, trains=False)
         return done
     with run.alone():
         # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
         if (done := run.finished()) is not None and not force:
+            uses_run(run.folder, trains=False)
             return done
+        if experiment.cfg.failed == "skip" and (failure := run.failure()) is not None:
+            raise UserError(
+                f"{stage} fold {fold} failed before ({failure['error']}) and failed=skip leaves it so; "
+                "failed=retry tries again."
+            )
         run = experiment.begin(stage, fold, force)
+        uses_run(run.folder, trains=True)
         started = time.monotonic()
-        figures = STAGES[stage](experiment, run)
+        try:
+            figures = STAGES[stage](experiment, run)
+        except Exception as error:
+            run.fail(error, experiment.cfg)
+            raise
         figures["seconds"] = round(time.monotonic() - started, 1)
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
