@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def entry_point(
             sys.exit(2)
 
         sweeping = any(a in ("-m", "--multirun") for a in arguments) and not _asks_for_help(arguments)
-        sweep = None
+        sweep, died = None, Counter[str]()
         if recorded and sweeping:
             try:
                 sweep = multirun.begin(config_folder(), config_name, _overrides(arguments))
@@ -64,7 +65,7 @@ def entry_point(
             try:
                 if sweep is None:
                     return run(cfg)
-                return multirun.run_job(sweep, run, cfg, HydraConfig.get().overrides.task)
+                return multirun.run_job(sweep, run, cfg, HydraConfig.get().overrides.task, died)
             except UserError as error:
                 log.error("%s", error)
                 log.debug("Where it happened:", exc_info=True)
@@ -82,7 +83,13 @@ def entry_point(
 
         complete = True
         try:
-            application()
+            while True:
+                try:
+                    application()
+                    break
+                except SystemExit as end:
+                    if sweep is None or end.code != 1 or not multirun.goes_on(sweep, arguments, died):
+                        raise
         finally:  # also when a launcher lost a worker and Hydra ends the command
             if sweep is not None:
                 complete = multirun.conclude(sweep)

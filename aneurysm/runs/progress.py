@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import asdict
 
@@ -20,15 +21,16 @@ class Pace:
     """How fast a fit goes in this process, validation and data included.
 
     Args:
-        done: steps that were done before, in an earlier process.
+        done: epochs that were done before, in an earlier process; parts of one count too.
     """
 
-    def __init__(self, done: int) -> None:
+    def __init__(self, done: float) -> None:
         self.before, self.began = done, time.monotonic()
 
-    def seconds_per_step(self, done: int) -> float:
-        """Mean over the steps of this process."""
-        return (time.monotonic() - self.began) / max(1, done - self.before)
+    def seconds_left(self, done: float, total: float) -> float | None:
+        """At the mean pace of this process; None before it has done anything."""
+        mine = done - self.before
+        return (time.monotonic() - self.began) / mine * max(0.0, total - done) if mine > 0 else None
 
 
 class PlainProgress(Callback):
@@ -54,7 +56,7 @@ class PlainProgress(Callback):
             for name in shown
             if name in trainer.callback_metrics
         )
-        left = (last - done) * self.pace.seconds_per_step(done)
+        left = self.pace.seconds_left(done, last)
         log.info(
             "%-9s fold %d  epoch %d/%s  %s  (%.0f s%s)",
             self.run.stage,
@@ -63,7 +65,7 @@ class PlainProgress(Callback):
             trainer.max_epochs,
             figures,
             time.monotonic() - self.began,
-            f", {duration(left)} left" if done < last else "",
+            f", {duration(left)} left" if left else "",
         )
 
 
@@ -77,42 +79,50 @@ class ProgressFile(Callback):
     def __init__(self, run: StageRun, every: float = 3.0) -> None:
         self.run, self.every = run, every
         self.pace: Pace | None = None
+        self.steps = 0  # of this process
         self.written = float("-inf")
         self.command = command_line()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        if self.pace is None:  # the first step of this process tells how many came before
-            self.pace = Pace(self._done(trainer, batch_idx))
+        if self.pace is None:  # the first step of this process tells how much came before
+            self.pace = Pace(_epochs(trainer, batch_idx))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        self.steps += 1
         now = time.monotonic()
-        steps = int(trainer.num_training_batches)
-        last = batch_idx + 1 >= steps and trainer.current_epoch + 1 == trainer.max_epochs
+        last = _epochs(trainer, batch_idx + 1) == trainer.max_epochs
         if self.pace is None or not trainer.is_global_zero or (now - self.written < self.every and not last):
             return
         self.written = now
-        done, epochs = self._done(trainer, batch_idx + 1), trainer.max_epochs or 1
-        pace = self.pace.seconds_per_step(done)
+        epochs = trainer.max_epochs or 1
+        left = self.pace.seconds_left(_epochs(trainer, batch_idx + 1), epochs)
         progress = Progress(
             stage=self.run.stage,
             fold=self.run.fold,
             epoch=trainer.current_epoch + 1,
             epochs=epochs,
             step=batch_idx + 1,
-            steps=steps,
-            seconds_per_step=round(pace, 4),
-            seconds_left=round(max(0, epochs * steps - done) * pace, 1),
+            steps=_steps(trainer),
+            seconds_per_step=round((now - self.pace.began) / self.steps, 4),
+            seconds_left=None if left is None else round(left, 1),
             updated=round(time.time(), 1),
             command=self.command,
         )
         with replacing(self.run.folder / "progress.json") as part:
             part.write_text(json.dumps(asdict(progress)))
 
-    @staticmethod
-    def _done(trainer: Trainer, steps_of_epoch: int) -> int:
-        """Steps since the first epoch began."""
-        return trainer.current_epoch * int(trainer.num_training_batches) + steps_of_epoch
+
+def _steps(trainer: Trainer) -> int | None:
+    """Steps per epoch; None for a loader that does not know its length."""
+    steps = trainer.num_training_batches
+    return int(steps) if math.isfinite(steps) else None
+
+
+def _epochs(trainer: Trainer, steps_of_epoch: int) -> float:
+    """How many epochs are done, with the share of the one under way."""
+    steps = _steps(trainer)
+    return trainer.current_epoch + (steps_of_epoch / steps if steps else 0.0)

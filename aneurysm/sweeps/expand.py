@@ -33,9 +33,7 @@ def expand(config_folder: Path, config_name: str, arguments: list[str]) -> Multi
         fixed = [o.input_line for o in given if not o.is_sweep_override() and o.input_line is not None]
         cfg = hydra.compose(config_name, overrides=fixed, return_hydra_config=True)
         if not str(cfg.hydra.sweeper._target_).endswith(".BasicSweeper"):
-            raise UserError(
-                "Sweeps run with Hydra's basic sweeper; random and Bayesian search: python -m aneurysm.search."
-            )
+            raise UserError("Sweeps run with Hydra's basic sweeper; for a search: python -m aneurysm.search.")
         params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         asked = [o for o in [*parser.parse_overrides(params), *given] if not o.is_hydra_override()]
         try:

@@ -1,4 +1,4 @@
-"""What the folders of an experiment say: every sweep, every run, how far each is and how long it takes yet."""
+"""What the folders of an experiment say: every sweep and run, how far it is, how long it takes yet."""
 
 import json
 import re
@@ -28,9 +28,9 @@ class Progress:
     epoch: int  # counted from 1
     epochs: int
     step: int
-    steps: int  # per epoch
+    steps: int | None  # per epoch; None where the loader does not know its length
     seconds_per_step: float
-    seconds_left: float  # of this fit
+    seconds_left: float | None  # of this fit
     updated: float  # Unix time
     command: str = ""
 
@@ -178,7 +178,7 @@ def _with_time_left(job: JobStatus, others: tuple[JobStatus, ...]) -> JobStatus:
     if job.state != "running":
         return job
     usual = _usual(others, job.stage)
-    left = [job.progress.seconds_left] if job.progress else []
+    left = [job.progress.seconds_left] if job.progress and job.progress.seconds_left is not None else []
     if usual is not None:
         left.append(usual - (job.seconds or 0.0))
     return replace(job, seconds_left=max(0.0, *left) if left else None)

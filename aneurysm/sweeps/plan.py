@@ -66,7 +66,7 @@ def planned_jobs(overrides: Sequence[Sequence[str]]) -> tuple[PlannedJob, ...]:
     for one in overrides:
         what = [o for o in one if _key(o) in swept or _key(o) not in _HOW]
         id = _digest(sorted(what))
-        label = " ".join(o for o in one if _key(o) in swept) or " ".join(what) or "as configured"
+        label = " ".join(sorted(o for o in one if _key(o) in swept)) or " ".join(what) or "as configured"
         jobs.setdefault(id, PlannedJob(id, label, tuple(one)))
     return tuple(jobs.values())
 

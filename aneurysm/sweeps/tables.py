@@ -88,8 +88,8 @@ def _note(job: JobStatus) -> str:
     if job.state == "failed":
         return job.error or ""
     if job.progress is not None and job.state != "done":
-        left = f", fit has {duration(job.progress.seconds_left)} left" if job.state == "running" else ""
-        return job.progress.text + left
+        left = job.progress.seconds_left if job.state == "running" else None
+        return job.progress.text + ("" if left is None else f", fit has {duration(left)} left")
     return f"on {job.host}" if job.state == "running" and job.host else ""
 
 
