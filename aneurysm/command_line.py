@@ -1,13 +1,17 @@
 """What both entry points share: where the configuration lies, and errors that a user can act on."""
 
 import difflib
+import importlib.util
 import logging
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aneurysm.data.errors import UserError
 from aneurysm.runs.preemption import leave_when_asked
+from aneurysm.sweeps import multirun
 
 log = logging.getLogger("aneurysm")
 
@@ -25,40 +30,75 @@ def config_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def entry_point(config_name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]:
+def entry_point(
+    config_name: str, run: Callable[[DictConfig], Any], recorded: bool = False
+) -> Callable[[], None]:
     """Wrap `run(cfg)` as a command: overrides are checked first, and failures end in one sentence.
 
-    Exit codes: 0 success, 1 the run failed, 2 the command line is wrong, 75 the process was asked to leave
-    (SIGTERM, SIGUSR1) and the same command goes on from there: requeue it.
+    Exit codes: 0 success, 1 the run or a job of the sweep failed, 2 the command line is wrong, 75 the process
+    was asked to leave (SIGTERM, SIGUSR1) and the same command goes on from there: requeue it.
+
+    Args:
+        recorded: a multirun keeps a record of its jobs in the experiment's folder, skips those that are
+            finished and goes on after those that fail.
     """
 
     def command() -> None:
         log_to_terminal()
         leave_when_asked()
-        problem = override_problem(config_name, sys.argv[1:])
+        arguments = sys.argv[1:]
+        problem = override_problem(config_name, arguments)
         if problem:
             print(f"error: {problem}", file=sys.stderr)
             sys.exit(2)
 
-        sweeping = any(a in ("-m", "--multirun") for a in sys.argv[1:])
+        sweeping = any(a in ("-m", "--multirun") for a in arguments) and not _asks_for_help(arguments)
+        sweep, died = None, Counter[str]()
+        if recorded and sweeping:
+            try:
+                sweep = multirun.begin(config_folder(), config_name, _overrides(arguments))
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)
 
         @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)
         def application(cfg: DictConfig) -> Any:
+            # With its closure this function is all that a launcher sends to another process or host.
+            log_to_terminal()
+            leave_when_asked()
             try:
-                return run(cfg)
+                if sweep is None:
+                    return run(cfg)
+                return multirun.run_job(sweep, run, cfg, HydraConfig.get().overrides.task, died)
             except UserError as error:
                 log.error("%s", error)
                 log.debug("Where it happened:", exc_info=True)
             except KeyboardInterrupt:
                 log.error("Interrupted. Run the same command again to go on from here.")
+                raise SystemExit(1) from None
             except Exception:
                 log.exception("The run stopped on an unexpected error; what was finished is kept.")
+            if sweep is not None:
+                return math.nan  # it is in the sweep's record; the other jobs go on
             if sweeping:
                 # Hydra's sweeper goes on with the other jobs after an exception, not after an exit.
                 raise RuntimeError("This job of the sweep failed; its error is above.")
             raise SystemExit(1)
 
-        application()
+        complete = True
+        try:
+            while True:
+                try:
+                    application()
+                    break
+                except SystemExit as end:
+                    if sweep is None or end.code != 1 or not multirun.goes_on(sweep, arguments, died):
+                        raise
+        finally:  # also when a launcher lost a worker and Hydra ends the command
+            if sweep is not None:
+                complete = multirun.conclude(sweep)
+        if not complete:
+            sys.exit(1)
 
     return command
 
@@ -69,14 +109,16 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     A key that the configuration does not have is refused with the nearest one that it has: a misspelt
     override must never be ignored.
     """
-    overrides = [a for a in arguments if not a.startswith("-")]
-    if any(a in ("--help", "-h", "--hydra-help", "--version") for a in arguments):
+    overrides = _overrides(arguments)
+    if _asks_for_help(arguments):
         return None
     sweep = any(a in ("-m", "--multirun") for a in arguments)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         return f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}"
+    if problem := _launcher_problem(parsed):
+        return problem
     groups = [p for p in parsed if _is_group(p.key_or_group)]
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
@@ -110,6 +152,44 @@ def log_to_terminal() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    return [a for a in arguments if not a.startswith("-")]
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    flags = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
+    return any(a.split("=")[0] in flags for a in arguments)
+
+
+# Launchers of `hydra/launcher=` that come with extras of this package.
+_LAUNCHERS = {
+    "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
+    "submitit_local": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    "submitit_slurm": ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+}
+
+
+def _launcher_problem(parsed: list[Any]) -> str | None:
+    for p in parsed:
+        if p.key_or_group != "hydra/launcher":
+            continue
+        name = p.value()
+        if name in _LAUNCHERS and not _is_installed(_LAUNCHERS[name][1]):
+            return f"hydra/launcher={name} is not installed: pip install 'aneurysm[{_LAUNCHERS[name][0]}]'."
+        if name not in (*_LAUNCHERS, "basic"):
+            near = difflib.get_close_matches(str(name), _LAUNCHERS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            return f"there is no launcher {name!r}; there are basic, {', '.join(_LAUNCHERS)}.{hint}"
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
 
 
 def _groups() -> list[str]:

@@ -79,6 +79,8 @@ def open_experiment(cfg: DictConfig) -> Experiment:
         raise UserError(
             f"fold={cfg.fold} does not exist: with folds={cfg.folds} they are 0 to {int(cfg.folds) - 1}."
         )
+    if cfg.failed not in ("retry", "skip"):
+        raise UserError(f"failed={cfg.failed}: it is retry or skip.")
     limit_memory(cfg.memory_gb)
     folder = Path(cfg.paths.outputs) / cfg.experiment_name
     index, prepared, fold_of = from_first(lambda: _read_data(cfg, folder))

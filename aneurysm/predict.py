@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from aneurysm.data.files import replacing
 from aneurysm.data.formats.metaimage import SUFFIXES, read_metaimage
 from aneurysm.data.formats.nifti import read_nifti, series_name, write_nifti
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, MODALITIES
+from aneurysm.data.preparation.progress import duration
+from aneurysm.data.preparation.workers import run_each
 from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT, LOCATION_KEYS
 from aneurysm.pipeline import Detection, Detector
@@ -30,10 +33,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Input:
-    """One scan to read, not read yet."""
+    """One scan to read, not read yet; it can be sent to another process."""
 
     name: str
     read: Callable[[], Scan]
+
+
+@dataclass(frozen=True)
+class Request:
+    """How every scan is predicted, whichever process does it."""
+
+    bundle: Path
+    output: Path
+    device: str
+    threads: int | None
+    threshold: float
+    age: float | None
+    sex: str | None
 
 
 def predict(cfg: DictConfig) -> None:
@@ -48,43 +64,21 @@ def predict(cfg: DictConfig) -> None:
         raise UserError(f"sex={cfg.sex}: it is M or F.")
     if not 0 < float(cfg.threshold) < 1:
         raise UserError(f"threshold={cfg.threshold}: it is a probability between 0 and 1.")
-    if cfg.threads:
-        torch.set_num_threads(int(cfg.threads))
-    inputs = find_inputs(Path(cfg.input), cfg.modality)
-    detector = Detector.load(Path(cfg.bundle), device=cfg.accelerator.replace("gpu", "cuda"))
-    output = Path(cfg.output)
-    lines: list[ScanLine] = []
-    for number, one in enumerate(inputs, start=1):
-        started = time.monotonic()
-        try:
-            scan = one.read()
-            scan = replace(
-                scan,
-                age=float(cfg.age) if cfg.age is not None else scan.age,
-                sex=cfg.sex if cfg.sex is not None else scan.sex,
-            )
-            read = time.monotonic()
-            detection = detector(scan)
-            timings = {"reading": read - started, "detection": time.monotonic() - read}
-            line = write_scan(output / scan.series_uid, detection, detector, float(cfg.threshold), timings)
-        except ValueError as error:
-            log.error("%s was not predicted: %s", one.name, error)
-            lines.append(ScanLine(one.name, error=str(error)))
-            continue
-        finally:
-            write_tables(output, lines)
-        lines.append(line)
-        write_tables(output, lines)
-        log.info(
-            "%d/%d  %s  %s  aneurysm present %.2f, %d candidates  (%.0f s)",
-            number,
-            len(inputs),
-            scan.series_uid,
-            scan.modality,
-            line.present,
-            line.candidates,
-            time.monotonic() - started,
-        )
+    if int(cfg.parallel.jobs) < 1:
+        raise UserError(f"parallel.jobs={cfg.parallel.jobs}: it is at least 1.")
+    inputs = find_inputs(Path(cfg.input).absolute(), cfg.modality)
+    output = Path(cfg.output).absolute()
+    request = Request(
+        bundle=Path(cfg.bundle).absolute(),
+        output=output,
+        device=cfg.accelerator.replace("gpu", "cuda"),
+        threads=None if cfg.threads is None else int(cfg.threads),
+        threshold=float(cfg.threshold),
+        age=None if cfg.age is None else float(cfg.age),
+        sex=cfg.sex,
+    )
+    _detector(request)  # a bundle that does not fit is told once, before any work
+    lines = _predict_each(inputs, request, int(cfg.parallel.jobs), str(cfg.parallel.backend))
     log.info("Results: %s", output / "predictions.csv")
     log.info("To look at: %s", output / "index.html")
     failed = [line for line in lines if line.error]
@@ -92,6 +86,93 @@ def predict(cfg: DictConfig) -> None:
         raise UserError(
             f"{len(failed)} of {len(inputs)} scans could not be predicted; the others are in {output}."
         )
+
+
+def _predict_each(inputs: list[Input], request: Request, jobs: int, backend: str) -> list[ScanLine]:
+    """Predict all scans, in any order; the tables keep the order of the inputs and grow with every scan."""
+    work: dict[str, Input] = {}
+    lines: dict[str, ScanLine] = {}
+    names: set[str] = set()
+    for number, one in enumerate(inputs):
+        if one.name in names:  # its results would take the place of the other's
+            problem = "another scan of this name was read before it; rename one, or predict them apart."
+            log.error("%s was not predicted: %s", one.name, problem)
+            lines[f"{number:06d}"] = ScanLine(one.name, error=problem)
+        else:
+            work[f"{number:06d}"] = one
+        names.add(one.name)
+    results = request.output / ".lines"
+    began = time.monotonic()
+    write_tables(request.output, [])
+    task = partial(_predict_one, request)
+    running = request.output / ".running"
+    for name, problem in run_each(task, work, jobs, backend, running, verb="predicted"):
+        if problem is None:
+            line, took = _read_line(results / f"{name}.json")
+        else:
+            line, took = ScanLine(work[name].name, error=problem), 0.0
+            log.error("%s was not predicted: %s", work[name].name, problem)
+        lines[name] = line
+        write_tables(request.output, [lines[name] for name in sorted(lines)])
+        left = (time.monotonic() - began) / len(lines) * (len(inputs) - len(lines))
+        if problem is None:
+            log.info(
+                "%d/%d  %s  %s  aneurysm present %.2f, %d candidates  (%.0f s%s)",
+                len(lines),
+                len(inputs),
+                line.series_uid,
+                line.modality,
+                line.present,
+                line.candidates,
+                took,
+                f", about {duration(left)} left" if left else "",
+            )
+    for note in results.glob("*.json"):
+        note.unlink()
+    if results.is_dir():
+        results.rmdir()
+    return [lines[name] for name in sorted(lines)]
+
+
+def _predict_one(request: Request, name: str, one: Input) -> str | None:
+    """Predict one scan and leave its line for the tables; returns what went wrong."""
+    started = time.monotonic()
+    detector = _detector(request)
+    try:
+        scan = one.read()
+        scan = replace(
+            scan,
+            age=request.age if request.age is not None else scan.age,
+            sex=request.sex if request.sex is not None else scan.sex,
+        )
+        read = time.monotonic()
+        detection = detector(scan)
+        timings = {"reading": read - started, "detection": time.monotonic() - read}
+        folder = request.output / scan.series_uid
+        line = write_scan(folder, detection, detector, request.threshold, timings)
+    except ValueError as error:
+        return str(error)
+    except Exception as error:  # one odd scan must not end a run of thousands
+        log.debug("%s", one.name, exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    content = {**vars(line), "probabilities": [float(p) for p in detection.labels]}
+    with replacing(request.output / ".lines" / f"{name}.json") as part:
+        part.write_text(json.dumps({"line": content, "seconds": time.monotonic() - started}))
+    return None
+
+
+def _read_line(path: Path) -> tuple[ScanLine, float]:
+    content = json.loads(path.read_text())
+    line = content["line"]
+    return ScanLine(**{**line, "probabilities": np.array(line["probabilities"])}), content["seconds"]
+
+
+@lru_cache(maxsize=1)
+def _detector(request: Request) -> Detector:
+    """The detector of this process, loaded once."""
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    return Detector.load(request.bundle, device=request.device)
 
 
 def find_inputs(path: Path, modality: str | None) -> list[Input]:
@@ -119,7 +200,7 @@ def find_inputs(path: Path, modality: str | None) -> list[Input]:
         series = {uid: files for uid, files in series.items() if path in files}
         found = []
     for uid, files in series.items():
-        found.append(Input(uid, lambda files=files: read_series(files, modality)))
+        found.append(Input(uid, partial(read_series, files, modality)))
     if not found:
         raise ReadError(f"{path} holds no DICOM series and no NIfTI, MHA or NRRD file.")
     return found
@@ -253,16 +334,15 @@ def _model(detector: Detector) -> str:
 def _volume(path: Path, modality: str | None) -> Input:
     nifti = path.name.lower().endswith((".nii", ".nii.gz"))
     name = series_name(path) if nifti else path.stem
+    return Input(name, partial(_read_volume, path, modality or _modality_in(name), nifti))
 
-    def read() -> Scan:
-        known = modality or _modality_in(name)
-        if known is None:
-            raise ReadError(
-                f"{path}: the file does not say how it was acquired; add modality=CTA, MRA, T1 or T2."
-            )
-        return read_nifti(path, known) if nifti else read_metaimage(path, known)
 
-    return Input(name, read)
+def _read_volume(path: Path, modality: str | None, nifti: bool) -> Scan:
+    if modality is None:
+        raise ReadError(
+            f"{path}: the file does not say how it was acquired; add modality=CTA, MRA, T1 or T2."
+        )
+    return read_nifti(path, modality) if nifti else read_metaimage(path, modality)
 
 
 def _modality_in(name: str) -> str | None:

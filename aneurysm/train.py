@@ -199,4 +199,4 @@ def _number(value: Any) -> str:
 
 def main() -> None:
     """Command line of `train.py`."""
-    entry_point("train", train)()
+    entry_point("train", train, recorded=True)()

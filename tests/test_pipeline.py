@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 
 from aneurysm.command_line import config_folder
+from aneurysm.data.errors import UserError
 from aneurysm.data.labels import LABEL_COLUMNS
 from aneurysm.experiment import open_experiment
+from aneurysm.predict import predict
 from aneurysm.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +186,56 @@ def test_predict_goes_on_after_a_bad_scan_and_keeps_the_good_one(outputs, dicom_
     assert "nan_MRA" in result.stdout and "NaN" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
     assert list(pd.read_csv(tmp_path / "out/predictions.csv").SeriesInstanceUID) == ["good_MRA"]
+
+
+def predicted(outputs: Path, folder: Path, output: Path, *overrides: str) -> dict[str, bytes]:
+    """What prediction of a folder leaves, by file, without the pages (they tell how long it took)."""
+    fixed = [f"bundle={outputs}/smoke/bundle", f"input={folder}", f"output={output}", "threads=1"]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = hydra.compose("predict", overrides=[*fixed, *overrides])
+    with pytest.raises(UserError, match="1 of 3 scans"):
+        predict(cfg)
+    assert "NaN" in (output / "index.html").read_text()
+    kept = sorted(p for p in output.rglob("*") if p.is_file() and p.suffix != ".html")
+    assert not [p for p in kept if p.parent.name.startswith(".")]
+    return {str(p.relative_to(output)): voxels_or_bytes(p) for p in kept}
+
+
+def voxels_or_bytes(path: Path) -> bytes:
+    import nibabel as nib
+
+    # A gzip header holds the time.
+    return np.asarray(nib.load(path).dataobj).tobytes() if path.suffix == ".gz" else path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def three_scans(outputs, dicom_series, tmp_path_factory) -> Path:
+    """Two good scans and a bad one."""
+    import nibabel as nib
+
+    folder = tmp_path_factory.mktemp("three")
+    good = nib.load(dicom_series.parents[1] / "segmentations" / f"{dicom_series.name}.nii")
+    volume = np.asarray(good.dataobj, dtype=np.float32)
+    nib.save(nib.Nifti1Image(volume, good.affine), folder / "a_MRA.nii.gz")
+    nib.save(nib.Nifti1Image(volume[::-1].copy(), good.affine), folder / "b_MRA.nii.gz")
+    volume[3, 3, 3] = np.nan
+    nib.save(nib.Nifti1Image(volume, good.affine), folder / "nan_MRA.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_by_one(outputs, three_scans, tmp_path_factory) -> dict[str, bytes]:
+    """What one process predicts."""
+    return predicted(outputs, three_scans, tmp_path_factory.mktemp("serial"))
+
+
+@pytest.mark.parametrize("backend", ["loky", pytest.param("dask", marks=pytest.mark.slow)])
+def test_predicting_in_parallel_gives_the_same(outputs, three_scans, one_by_one, tmp_path, backend):
+    if backend == "dask":
+        pytest.importorskip("distributed", reason="pip install 'aneurysm[dask]'")
+    together = predicted(outputs, three_scans, tmp_path, "parallel.jobs=2", f"parallel.backend={backend}")
+    assert list(together) == list(one_by_one) and len(together) >= 7
+    assert [name for name in together if together[name] != one_by_one[name]] == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from aneurysm.runs.epoch_means import EpochMeans
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import close_loggers, open_loggers
 from aneurysm.runs.preemption import Preempted, deferred
-from aneurysm.runs.progress import PlainProgress
+from aneurysm.runs.progress import PlainProgress, ProgressFile
 from aneurysm.runs.step_seeds import StepSeeds
 from aneurysm.runs.strategy import placement
 from aneurysm.stages.processes import rank
@@ -73,6 +73,7 @@ def fit(
             StepSeeds(cfg.seed, run.fold),
             EpochMeans(),
             Checkpoints(files, request, cfg.checkpoint.every_minutes, cfg.checkpoint.every_steps),
+            ProgressFile(run),
         ]
         if cfg.ema is not None and module.automatic_optimization:
             callbacks.append(AveragedWeights(float(cfg.ema)))

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.runs.settings import stage_key, variant_name
+from aneurysm.sweeps.jobs import command_line, error_line
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,28 @@ class StageRun:
             part.write_text(json.dumps(figures, indent=2))
         # Nothing goes on from it any more; last.ckpt stays for who wants to.
         (self.folder / "previous.ckpt").unlink(missing_ok=True)
+        for past in ("failed.json", "progress.json"):
+            (self.folder / past).unlink(missing_ok=True)
         return figures
+
+    def fail(self, error: Exception, cfg: DictConfig) -> None:
+        """Keep what went wrong: the error, its traceback, the resolved configuration and how to try again."""
+        before = self.failure()
+        content = {
+            "error": error_line(error),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "attempt": 1 + (int(before["attempt"]) if before else 0),
+            "command": command_line(),
+            "traceback": "".join(traceback.format_exception(error)),
+            "config": OmegaConf.to_container(cfg, resolve=True),
+        }
+        with replacing(self.folder / "failed.json") as part:
+            part.write_text(json.dumps(content, indent=1, default=str))
+
+    def failure(self) -> dict[str, Any] | None:
+        """What `fail` kept of the last attempt, or None when it did not fail."""
+        note = self.folder / "failed.json"
+        return json.loads(note.read_text()) if note.is_file() else None
 
     def read_product(self, name: str) -> Path:
         """Path of a file that this run handed on.

@@ -11,6 +11,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.settings import upstream
 from aneurysm.stages.processes import agreed, from_first, rank
+from aneurysm.sweeps.jobs import uses_run
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
 from aneurysm.training.segmenter import train_segmenter
@@ -85,18 +86,36 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
     if done is not None and not force:
         level = logging.INFO if asked_for else logging.DEBUG
         log.log(level, "%-9s fold %d  is finished, skipped (%s)", stage, fold, run.folder)
+        uses_run(run.folder, trains=False)
         return done
     with run.alone() if rank() == 0 else nullcontext():
         # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
         if (done := from_first(run.finished)) is not None and not force:
+            uses_run(run.folder, trains=False)
             return done
-        run = from_first(lambda: experiment.begin(stage, fold, force))
+        run = from_first(lambda: _begun(experiment, stage, fold, force))
+        uses_run(run.folder, trains=True)
         started = time.monotonic()
         train = STAGES[stage]
-        figures = from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
+        try:
+            figures = from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
+        except Exception as error:
+            if rank() == 0:
+                run.fail(error, experiment.cfg)
+            raise
         figures["seconds"] = round(time.monotonic() - started, 1)
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )
         log.info("%-9s fold %d  done in %.0f s  %s", stage, fold, figures["seconds"], shown)
         return from_first(lambda: run.finish(figures))
+
+
+def _begun(experiment: Experiment, stage: str, fold: int, force: bool) -> StageRun:
+    run = experiment.run(stage, fold)
+    if experiment.cfg.failed == "skip" and (failure := run.failure()) is not None:
+        raise UserError(
+            f"{stage} fold {fold} failed before ({failure['error']}) and failed=skip leaves it so; "
+            "failed=retry tries again."
+        )
+    return experiment.begin(stage, fold, force)

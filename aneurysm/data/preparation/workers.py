@@ -26,7 +26,7 @@ Task = Callable[[str, Any], str | None]
 
 
 def run_each(
-    task: Task, work: Mapping[str, Any], jobs: int, backend: str, running: Path
+    task: Task, work: Mapping[str, Any], jobs: int, backend: str, running: Path, verb: str = "prepared"
 ) -> Iterator[tuple[str, str | None]]:
     """Do `task(name, argument)` for every item of `work`, in any order.
 
@@ -40,6 +40,7 @@ def run_each(
         backend: "loky" on this machine; "dask" or "ray" on a cluster that is up (DASK_SCHEDULER_ADDRESS,
             RAY_ADDRESS), else on this machine.
         running: folder for notes of what is being worked on; it must be seen by all workers.
+        verb: what is done to a case, for messages.
 
     Yields:
         (name, what went wrong or None)
@@ -55,7 +56,7 @@ def run_each(
         try:
             with _backend(backend, jobs) as processes:
                 call = _noted if backend == "loky" else _guarded
-                calls = (delayed(call)(task, name, work[name], running) for name in left)
+                calls = (delayed(call)(task, name, work[name], running, verb) for name in left)
                 # Batches of one: what a dying worker had done is known case by case.
                 one: Any = 1
                 parallel = Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=one)
@@ -70,17 +71,17 @@ def run_each(
         left = [name for name in left if name not in done]
         suspects = [name for name in left if (running / name).exists()] or left[:jobs]
         log.warning(
-            "A worker process died while %d cases were being prepared; trying these one by one: %s",
-            len(suspects), ", ".join(suspects),
+            "A worker process died while %d cases were being %s; trying these one by one: %s",
+            len(suspects), verb, ", ".join(suspects),
         )  # fmt: skip
         for name in suspects:
-            yield name, _alone(task, name, work[name])
+            yield name, _alone(task, name, work[name], verb)
         left = [name for name in left if name not in suspects]
     _forget(running)
     running.rmdir()
 
 
-def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
+def _noted(task: Task, name: str, argument: Any, running: Path, verb: str) -> tuple[str, str | None]:
     """Note the case while it is being worked on: a note that is left tells which one a dead process had."""
     note = running / name
     note.touch()
@@ -90,7 +91,7 @@ def _noted(task: Task, name: str, argument: Any, running: Path) -> tuple[str, st
         note.unlink(missing_ok=True)
 
 
-def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, str | None]:
+def _guarded(task: Task, name: str, argument: Any, running: Path, verb: str) -> tuple[str, str | None]:
     """Do one case in a child of a cluster's worker: what dies is the child, and the cluster never notices.
 
     A worker that may not have children (a Dask worker under a nanny, unless the cluster sets
@@ -106,7 +107,7 @@ def _guarded(task: Task, name: str, argument: Any, running: Path) -> tuple[str, 
     except BrokenProcessPool:
         if child in _children:
             _children.remove(child)
-        return name, _alone(task, name, argument)  # it may have died of another thread's case
+        return name, _alone(task, name, argument, verb)  # it may have died of another thread's case
 
 
 _children: list[ProcessPoolExecutor] = []  # of this worker; one is enough
@@ -128,7 +129,7 @@ def _end_with(leader: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _alone(task: Task, name: str, argument: Any) -> str | None:
+def _alone(task: Task, name: str, argument: Any, verb: str) -> str | None:
     """Do one case in a process of its own."""
     executor = _child()
     try:
@@ -136,7 +137,7 @@ def _alone(task: Task, name: str, argument: Any) -> str | None:
     except BrokenProcessPool as error:
         codes = re.search(r"\{(.*?)\}", str(error))
         return (
-            f"the process that prepared it died ({codes.group(1) if codes else 'exit code unknown'}): "
+            f"the process that {verb} it died ({codes.group(1) if codes else 'exit code unknown'}): "
             "out of memory, or a crash in a decoder. Free memory, or check the files of this series."
         )
     finally:
