@@ -59,6 +59,7 @@ def fit(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
+        deterministic=cfg.trainer.deterministic,
         max_epochs=epochs,
         logger=loggers,
         callbacks=callbacks,

@@ -53,7 +53,7 @@ class PretrainModule(LightningModule):
     def _average(self, kept: Tensor, new: Tensor, count: Any) -> Tensor:
         return torch.lerp(new, kept, teacher_decay(self.progress))
 
-    def _step(self, image: Tensor, index: int, split: str) -> Tensor:
+    def _loss(self, image: Tensor, index: int, split: str) -> Tensor:
         # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks.
         epoch = self.current_epoch if split == "train" else 10**6
         key = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
@@ -64,7 +64,10 @@ class PretrainModule(LightningModule):
                 seen = self.masking(None, shape, self.progress, generator).to(image.device)
                 hardness = self.teacher(image, seen).per_block_loss
         active = self.masking(hardness, shape, self.progress, generator).to(image.device)
-        return log_step(self, StepOutput(self.net(image, active).loss), split, len(image))
+        return self.net(image, active).loss
+
+    def _step(self, image: Tensor, index: int, split: str) -> Tensor:
+        return log_step(self, StepOutput(self._loss(image, index, split)), split, len(image))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.teacher is not None:
@@ -78,6 +81,19 @@ class PretrainModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return adamw_one_cycle(self.net.parameters(), self.lr, self.weight_decay, self.total_steps)
+
+
+@torch.no_grad()
+def held_out_loss(module: PretrainModule, data: "PretrainData") -> float:
+    """Mean reconstruction loss over the crops of held-out scans; NaN when none is held out."""
+    module.eval()
+    device = next(module.net.parameters()).device
+    losses = [
+        float(module._loss(image.to(device), index, "val"))
+        for index, image in enumerate(data.val_dataloader())
+        for _ in range(len(image))  # a last batch that is smaller counts less
+    ]
+    return float(np.mean(losses)) if losses else float("nan")
 
 
 class PretrainData(LightningDataModule):
