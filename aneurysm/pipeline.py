@@ -154,7 +154,11 @@ class Detector:
         if not len(rows):
             return pd.DataFrame(columns=list(EXPERT.columns)), sac
         found = list_findings(case, probability, graph, rows, self.lumen_rule.threshold)
-        crop = CropSettings(self.cfg.expert.crop, flow=build(self.cfg.physics) is not None)
+        crop = CropSettings(
+            self.cfg.expert.crop,
+            flow=build(self.cfg.physics) is not None,
+            graph=self.cfg.expert.get("graph_evidence", True),  # bundles of before always showed it
+        )
         judged = [
             expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)
         ]

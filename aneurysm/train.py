@@ -40,7 +40,7 @@ SCORE = {
     "segmenter": "dice",
     "smart_net": "candidate_recall",
     "expert": "candidate_auc",
-    "stacker": "scans",
+    "stacker": "present_auc",
 }
 
 

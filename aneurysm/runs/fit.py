@@ -83,6 +83,7 @@ def fit(
             default_root_dir=run.folder,
             **placement(cfg.trainer, module, files),
             precision=cfg.trainer.precision,
+            deterministic=cfg.trainer.deterministic,
             max_epochs=epochs,
             logger=loggers or False,
             callbacks=callbacks,

@@ -41,8 +41,6 @@ class PlainProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.pace = Pace(trainer.current_epoch)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.monotonic()  # an epoch that is gone on with does not start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -66,6 +66,7 @@ class CropSettings:
 
     crop: int  # voxels per side
     flow: bool  # sample collocation points for the physics head
+    graph: bool = True  # show what the vessel graph says about the place; without, it is unknown
 
 
 def list_findings(
@@ -194,7 +195,9 @@ def example(
         age=torch.tensor([np.nan if case.age is None else case.age], dtype=torch.float32),
         sex=torch.tensor([sex], dtype=torch.float32),
         position=_tensor(position)[None],
-        graph=_tensor(one.graph_features)[None],
+        graph=_tensor(one.graph_features if settings.graph else np.full_like(one.graph_features, np.nan))[
+            None
+        ],
         score=torch.tensor([one.candidate.score], dtype=torch.float32),
         flow=flow,
     )

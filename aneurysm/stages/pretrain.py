@@ -58,7 +58,7 @@ class PretrainModule(LightningModule):
         done = min(1.0, (self.global_step + 1) / max(1, self.total_steps))  # this step is counted later
         return torch.lerp(new, kept, teacher_decay(done))
 
-    def _step(self, image: Tensor, index: int, split: str) -> Tensor:
+    def loss(self, image: Tensor, index: int, split: str) -> Tensor:
         # The mask is a function of (seed, epoch, step), so that a resumed run hides the same blocks; it is
         # drawn for the whole batch, of which every process has its part.
         epoch = self.current_epoch if split == "train" else 10**6
@@ -71,8 +71,10 @@ class PretrainModule(LightningModule):
                 (hardness,) = gather(self.teacher(image, seen).per_block_loss)
         active = own_rows(self.masking(hardness, shape, self.progress, generator)).to(image.device)
         output = self.net(image, active)
-        loss = mean_error(*gather(output.squared_error, output.hidden_voxels))
-        return log_step(self, StepOutput(loss), split, shape[0])
+        return mean_error(*gather(output.squared_error, output.hidden_voxels))
+
+    def _step(self, image: Tensor, index: int, split: str) -> Tensor:
+        return log_step(self, StepOutput(self.loss(image, index, split)), split, rows_in_all(image))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Not at the batch's end: a module's turn comes after the checkpoint there, which would miss it.
@@ -88,6 +90,18 @@ class PretrainModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return adamw_one_cycle(self.net.parameters(), self.lr, self.weight_decay, self.total_steps)
+
+
+@torch.no_grad()
+def held_out_loss(module: PretrainModule, data: "PretrainData") -> float:
+    """Mean reconstruction loss over the crops of held-out scans; NaN when none is held out."""
+    module.eval()
+    device = next(module.net.parameters()).device
+    losses, counts = [], []
+    for index, image in enumerate(data.val_dataloader()):
+        losses.append(float(module.loss(image.to(device), index, "val")))
+        counts.append(len(image))  # a last batch that is smaller counts less
+    return float(np.average(losses, weights=counts)) if losses else float("nan")
 
 
 class PretrainData(LightningDataModule):

@@ -34,7 +34,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     net: Any = build_expert(cfg, graph_features=len(train[0].graph_features))
     if pretrains(cfg):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
-    settings = CropSettings(s.crop, flow=net.physics is not None)
+    settings = CropSettings(s.crop, flow=net.physics is not None, graph=s.graph_evidence)
     module = expert_stage.ExpertModule(
         net,
         build(cfg.balance),

@@ -34,4 +34,4 @@ def train_pretrain(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     fit(run, module, data, s.epochs, cfg)
     save_weights(run.folder / WEIGHTS, net.backbone)
-    return {}
+    return {"val/loss": pretrain.held_out_loss(module, data)}

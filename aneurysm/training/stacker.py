@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from aneurysm.build import boosting
 from aneurysm.data.tables import LOCATION_KEYS, SCANS
@@ -34,7 +35,16 @@ def train_stacker(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     table.insert(1, "patient_id", [by_uid.patient_id[uid] for uid in rows.series_uid])
     table.insert(2, "fold", run.fold)
     SCANS.write(table, run.folder / "scans.parquet")
-    return {"scans": len(table)}
+    truth = by_uid.loc[rows.series_uid, "present"].to_numpy(np.float64)
+    return {"scans": len(table), **_present_auc(table.p_present.to_numpy(np.float64), truth)}
+
+
+def _present_auc(p: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Over the fold's held-out scans; nothing where only one class is known."""
+    known = np.isfinite(truth)
+    if len(np.unique(truth[known])) < 2:
+        return {}
+    return {"present_auc": float(roc_auc_score(truth[known], p[known]))}
 
 
 def stacker_rows(experiment: Experiment) -> tuple[stacker.ScanRows, np.ndarray]:
