@@ -8,6 +8,7 @@ from typing import Any
 from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.memory import PeakMemory
 from aneurysm.runs.settings import upstream
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
@@ -86,8 +87,9 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
             return done
         run = experiment.begin(stage, fold, force)
         started = time.monotonic()
-        figures = STAGES[stage](experiment, run)
-        figures["seconds"] = round(time.monotonic() - started, 1)
+        with PeakMemory() as memory:
+            figures = STAGES[stage](experiment, run)
+        figures |= {"seconds": round(time.monotonic() - started, 1), **memory.figures()}
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )
