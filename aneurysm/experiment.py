@@ -119,7 +119,9 @@ def _keep_labels(index: pd.DataFrame, file: Path) -> None:
     """What was known of every series, beside the folds: predictions can be scored later without the data."""
     if not file.is_file():  # named by its content
         with replacing(file) as part:
-            index[["series_uid", "patient_id", "modality", *LOCATION_KEYS, "present"]].to_csv(part, index=False)
+            index[["series_uid", "patient_id", "modality", *LOCATION_KEYS, "present"]].to_csv(
+                part, index=False
+            )
 
 
 def _fingerprint(index: pd.DataFrame, fold_of: dict[str, int]) -> str:

@@ -64,7 +64,11 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     shown = _shown(stages, options.stage)
     if options.metric is not None and not shown.rankings:
         raise UserError(f"No finished run of stage {shown.stage} has a figure yet; leave out --metric.")
-    metric = chosen_metric([r.metric for r in shown.rankings], shown.stage, options.metric) if shown.rankings else None
+    metric = (
+        chosen_metric([r.metric for r in shown.rankings], shown.stage, options.metric)
+        if shown.rankings
+        else None
+    )
     console.rule(f"[bold]{shown.stage}", align="left", style="dim")
     print_stage(shown, metric, console, options.most)
     others = [f"{s.stage} ({len(s.variants)})" for s in stages if s is not shown]

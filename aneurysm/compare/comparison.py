@@ -58,7 +58,9 @@ class StageComparison:
 
     def label(self, variant: int) -> str:
         """The variant in words: what differs, or its folder when nothing does."""
-        words = [f"{self.shown[k]}={text(self.value(variant, k))}" for k in self.keys if self._has(variant, k)]
+        words = [
+            f"{self.shown[k]}={text(self.value(variant, k))}" for k in self.keys if self._has(variant, k)
+        ]
         return ", ".join(words) or self.variants[variant].name
 
     def _has(self, variant: int, key: str) -> bool:
@@ -122,7 +124,8 @@ def _compare_stage(
         scans |= {members[i]: level for i, level in levels.items()}
     if len(bare.data_sets) > 1:
         remarks = [
-            f"The runs of this stage come from {len(bare.data_sets)} different sets of labels, patients or folds. "
+            f"The runs of this stage come from {len(bare.data_sets)} different sets of labels, patients or "
+            "folds. "
             "Variants of one set are compared with each other, never with those of another.",
             *remarks,
         ]

@@ -12,7 +12,7 @@ _LARGEST = 4 * 2**20  # bytes; a log of every step is not worth the wait
 
 
 def loss_curve(folder: Path) -> list[float]:
-    """Loss of each epoch (at most 40 of them), over all attempts at the run; empty when nothing was logged."""
+    """Loss of each epoch (40 of them at most) over all attempts at a run; empty when nothing was logged."""
     of_epoch: dict[int, float] = {}
     for row in _rows(folder):
         try:

@@ -19,8 +19,12 @@ HEADLINE = {
 }
 COSTS = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb")
 # They describe a run; more of them is neither better nor worse.
-_DESCRIPTIVE = frozenset({"threshold", "core", "candidates", "candidates_per_scan", "scans", "order_parameter"})
-_LOWER = frozenset({"loss", "error", "residual", "distance", "hd95", "brier", "ece", "seconds", "memory", "mm"})
+_DESCRIPTIVE = frozenset(
+    {"threshold", "core", "candidates", "candidates_per_scan", "scans", "order_parameter"}
+)
+_LOWER = frozenset(
+    {"loss", "error", "residual", "distance", "hd95", "brier", "ece", "seconds", "memory", "mm"}
+)
 
 
 @dataclass(frozen=True)

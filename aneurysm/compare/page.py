@@ -19,6 +19,7 @@ from aneurysm.compare.metrics import Metric
 from aneurysm.compare.read import Run, State
 from aneurysm.compare.scans import ScanLevel
 from aneurysm.compare.settings import ABSENT, Value, text
+from aneurysm.compare.statistics import Difference
 from aneurysm.compare.tables import cost
 from aneurysm.compare.terminal import sentences
 from aneurysm.data.files import replacing
@@ -132,11 +133,18 @@ def _ranking(stage: StageComparison, ranking: Ranking) -> dict[str, Any]:
         "named": ranking.named,
         "sentences": sentences(stage, ranking),
         "rows": [
-            [e.mean, e.sd, e.low, e.high, e.n]
-            + ([] if d is None else [d.estimate.mean, d.estimate.low, d.estimate.high, d.estimate.n, d.corrected, d.verdict])
+            [e.mean, e.sd, e.low, e.high, e.n, *_difference(d)]
             for e, d in zip(ranking.estimates, ranking.differences, strict=True)
         ],
-    }  # fmt: skip
+    }
+
+
+def _difference(d: Difference | None) -> list[Any]:
+    """In the order in which state.js takes them apart."""
+    if d is None:
+        return []
+    e = d.estimate
+    return [e.mean, e.low, e.high, e.n, d.corrected, d.verdict]
 
 
 def _run(run: Run, variant: int | None, curve: bool) -> dict[str, Any]:

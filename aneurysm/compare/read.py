@@ -73,7 +73,9 @@ def read_experiments(folders: Sequence[Path]) -> list[Run]:
     runs: list[Run] = []
     for folder, name in zip(folders, names, strict=True):
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder. Give the folder of an experiment, outputs/<experiment>.")
+            raise UserError(
+                f"{folder} is not a folder. Give the folder of an experiment, outputs/<experiment>."
+            )
         found = [_read_run(name, stage, path) for stage, path in _run_folders(folder)]
         if not found:
             inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and next(_run_folders(p), None))
@@ -125,7 +127,10 @@ def _read_run(experiment: str, stage: str, folder: Path) -> Run:
         if trouble:
             state, problem = State.DAMAGED, trouble
         elif failed is not None or (folder / "failed.json").is_file():
-            state, problem = State.FAILED, _last_line((failed or {}).get("error")) or "the reason is not noted"
+            state, problem = (
+                State.FAILED,
+                _last_line((failed or {}).get("error")) or "the reason is not noted",
+            )
         else:
             state = State.RUNNING if _age(folder) < STILL_AT_WORK else State.UNFINISHED
             progress = _progress(folder)

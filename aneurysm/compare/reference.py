@@ -31,7 +31,9 @@ class Baseline:
         for word in words:
             name, equals, value = word.partition("=")
             if not equals or not name or not value:
-                raise UserError(f"--baseline {word}: write key=value, for example --baseline oscillator_dim=4.")
+                raise UserError(
+                    f"--baseline {word}: write key=value, for example --baseline oscillator_dim=4."
+                )
             wanted[name] = value
         return cls(wanted, stage)
 
@@ -51,15 +53,18 @@ class Baseline:
                 found.setdefault(variant.data, []).append(i)
         said = " ".join(f"{n}={v}" for n, v in self.wanted.items())
         if not found:
-            there = {n: sorted({text(stage.value(i, names[n])) for i in range(len(stage.variants))}) for n in self.wanted}
+            there = {
+                n: sorted({text(stage.value(i, names[n])) for i in range(len(stage.variants))})
+                for n in self.wanted
+            }
             listed = "; ".join(f"{n}: {', '.join(values)}" for n, values in there.items())
             raise UserError(f"No variant of stage {stage.stage} has {said}. There are: {listed}.")
         for members in found.values():
             if len(members) > 1:
-                more = [stage.shown[k] for k in stage.changes(members[0], members[1])]
+                more = [f"{stage.shown[k]}=..." for k in stage.changes(members[0], members[1])]
                 raise UserError(
                     f"{len(members)} variants of stage {stage.stage} have {said}. Add --baseline "
-                    f"{' or --baseline '.join(f'{name}=...' for name in more) or 'of something that differs'}."
+                    f"{' or --baseline '.join(more) or 'of something that differs'}."
                 )
         self.used = True
         return {data: members[0] for data, members in found.items()}

@@ -72,7 +72,9 @@ def sentences(stage: StageComparison, ranking: Ranking | None) -> list[str]:
     elif stage.variants:
         said.append("Nothing to rank yet: no finished run has a figure.")
     runs = stage.runs()
-    open_runs = [(state, sum(run.state == state for run in runs)) for state in State if state != State.FINISHED]
+    open_runs = [
+        (state, sum(run.state == state for run in runs)) for state in State if state != State.FINISHED
+    ]
     if counted := ", ".join(f"{n} {state}" for state, n in open_runs if n):
         said.append(f"Of {len(runs)} runs {counted}.")
     return [*said, *stage.remarks]

@@ -33,7 +33,7 @@ function buildBars() {
   find("reference-word").textContent = ranking()?.named ? "baseline" : "best";
   if (!rows.length) return place.replaceChildren(make("p", { class: "none" }, "No variant has folds and seeds in common with the reference yet."));
   const shown = rows.slice(0, MOST_BARS), all = shown.map((i) => statistics(i));
-  const width = 640, label = 232, high = 27, head = 34, right = 70;
+  const width = 640, label = 232, high = Math.min(46, Math.max(27, 300 / shown.length)), head = 34, right = 70;
   // Intervals of two or three repeats can be many times as wide as any difference: they may leave the picture.
   const largest = Math.max(...all.map((one) => Math.abs(one.difference))) || 1e-6;
   const reach = Math.min(Math.max(...all.flatMap((one) => [one.from, one.to, one.difference].map((v) => Math.abs(v ?? 0)))), largest * 2.6) * 1.06;
@@ -60,7 +60,7 @@ function barOf(index, y, high, x, reach, width) {
   const name = changeText(index, referenceOf(index));
   const text = words(222, middle + 4, name.length > 36 ? `${name.slice(0, 35)}…` : name, "end", "what");
   group.append(draw("rect", { x: 0, y, width, height: high, fill: "transparent" }), text);
-  group.append(draw("rect", { x: from, y: y + 6, width: Math.max(1, Math.abs(x(one.difference) - x(0))), height: high - 12, rx: 2, style: `fill: ${tone}; fill-opacity: ${sure ? 0.95 : 0.35}; stroke: ${tone}; ${one.verdict === "too few repeats" ? "stroke-dasharray: 3 2" : ""}` }));
+  group.append(draw("rect", { x: from, y: middle - 8, width: Math.max(1, Math.abs(x(one.difference) - x(0))), height: 16, rx: 2, style: `fill: ${tone}; fill-opacity: ${sure ? 0.95 : 0.35}; stroke: ${tone}; ${one.verdict === "too few repeats" ? "stroke-dasharray: 3 2" : ""}` }));
   if (one.from !== null) {
     group.append(draw("line", { x1: x(one.from), x2: x(one.to), y1: middle, y2: middle, class: "whisker" }));
     for (const [end, beyond] of [[one.from, one.from < -reach], [one.to, one.to > reach]])

@@ -55,7 +55,7 @@ function drawAxis(axis, x, last) {
   group.append(name);
   if (axis.figure) {
     const hint = draw("text", { y: -9, "text-anchor": "middle" });
-    hint.textContent = axis.flipped ? "lower is better ↑" : "better ↑";
+    hint.textContent = "better ↑";
     group.append(hint);
   }
   group.append(draw("line", { y1: 0, y2: TALL, class: "axis" }));
