@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from aneurysm.build import build
 from aneurysm.data.errors import UserError
+from aneurysm.data.files import replacing
 from aneurysm.data.folds import load_or_make_folds
 from aneurysm.data.preparation.memory import GIB
 from aneurysm.data.preparation.prepare import prepare_all
@@ -118,7 +119,17 @@ def _read_data(cfg: DictConfig, folder: Path) -> tuple[pd.DataFrame, dict[str, P
         int((index.present == 0).sum()),
         cfg.folds,
     )
+    _keep_labels(index, folder / f"labels-{_fingerprint(index, fold_of)}.csv")
     return index, prepared, fold_of
+
+
+def _keep_labels(index: pd.DataFrame, file: Path) -> None:
+    """What was known of every series, beside the folds: predictions can be scored later without the data."""
+    if not file.is_file():  # named by its content
+        with replacing(file) as part:
+            index[["series_uid", "patient_id", "modality", *LOCATION_KEYS, "present"]].to_csv(
+                part, index=False
+            )
 
 
 def _fingerprint(index: pd.DataFrame, fold_of: dict[str, int]) -> str:

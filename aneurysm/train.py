@@ -169,7 +169,8 @@ def training_curves(run: StageRun) -> list[TrainingCurve]:
 
 
 def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:
-    names = sorted({name for f in figures for name, value in f.items() if isinstance(value, float | int)})
+    found = {name for f in figures for name, value in f.items() if isinstance(value, float | int)}
+    names = sorted(name for name in found if not name.startswith("peak_"))  # for the record, not for reading
     table = Table("fold", *names, "folder", title=stage)
     for fold, one in zip(experiment.chosen_folds, figures, strict=True):
         table.add_row(

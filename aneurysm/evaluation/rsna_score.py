@@ -9,8 +9,6 @@ over the rest; counting it as 0 (or 0.5) would make small folds incomparable.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import binary_auroc
 
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
 
@@ -49,6 +47,10 @@ def rsna_score(truth: np.ndarray, probability: np.ndarray) -> RsnaScore:
     Raises:
         ValueError: shapes differ, a truth is not 0, 1 or NaN, or a probability is outside 0..1.
     """
+    # Imported here: they take seconds, and resampled figures do without them.
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
     truth, probability = _checked(truth, probability)
     areas: dict[str, float] = {}
     left_out: list[tuple[str, str]] = []

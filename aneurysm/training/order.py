@@ -9,6 +9,7 @@ from typing import Any
 from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.memory import PeakMemory
 from aneurysm.runs.settings import upstream
 from aneurysm.stages.processes import agreed, from_first, rank
 from aneurysm.sweeps.jobs import uses_run
@@ -98,12 +99,15 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
         started = time.monotonic()
         train = STAGES[stage]
         try:
-            figures = from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
+            with PeakMemory() as memory:
+                figures = (
+                    from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
+                )
         except Exception as error:
             if rank() == 0:
                 run.fail(error, experiment.cfg)
             raise
-        figures["seconds"] = round(time.monotonic() - started, 1)
+        figures |= {"seconds": round(time.monotonic() - started, 1), **memory.figures()}
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )
