@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from aneurysm.data.errors import UserError
 
 log = logging.getLogger("aneurysm")
+LISTS = ("logger",)  # groups of which several options can be taken at once
 
 
 def config_folder() -> Path:
@@ -75,6 +76,8 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     except OverrideParseException as error:
         return f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}"
     groups = [p for p in parsed if _is_group(p.key_or_group)]
+    if problem := _list_problem(groups):
+        return problem
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
             base = hydra.compose(config_name, overrides=[_first_value(p) for p in groups])
@@ -127,12 +130,25 @@ def _option_problem(parsed: list[Any], message: str) -> str:
     for p in parsed:
         group = p.key_or_group.split("@")[0]
         options = sorted(f.stem for f in (config_folder() / group).glob("*.yaml"))
-        value = p.value()
-        if _is_group(p.key_or_group) and isinstance(value, str) and value not in options:
-            near = difflib.get_close_matches(value, options, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            return f"{group} has no option {value!r}; it has {', '.join(options)}.{hint}"
+        chosen = p.value() if isinstance(p.value(), list) else [p.value()]
+        for value in chosen:
+            if _is_group(p.key_or_group) and isinstance(value, str) and value not in options:
+                near = difflib.get_close_matches(value, options, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                return f"{group} has no option {value!r}; it has {', '.join(options)}.{hint}"
     return message.splitlines()[0]
+
+
+def _list_problem(groups: list[Any]) -> str | None:
+    """Hydra would merge the options of any list into one, and sweep over loggers that change no result."""
+    for p in groups:
+        name = p.key_or_group
+        if name in LISTS and p.is_sweep_override():
+            values = ",".join(str(v) for v in p.sweep_string_iterator())
+            return f"{name} is not swept, it changes no result; for several at once write '{name}=[{values}]'."
+        if name not in LISTS and isinstance(p.value(), list):
+            return f"{name} takes one option; to run one job with each, use -m and no brackets."
+    return None
 
 
 def _keys(cfg: DictConfig) -> set[str]:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from aneurysm.runs.checkpoints import LastCheckpoint
 from aneurysm.runs.folders import StageRun
-from aneurysm.runs.loggers import close_loggers, open_loggers
 from aneurysm.runs.progress import PlainProgress
+from aneurysm.runs.record import log_of
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -53,14 +53,13 @@ def fit(
     callbacks: list[Callback] = [LastCheckpoint(checkpoint)]
     if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
         callbacks.append(PlainProgress(run))
-    loggers = open_loggers(run, cfg, name)
     trainer = Trainer(
         default_root_dir=run.folder,
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         precision=cfg.trainer.precision,
         max_epochs=epochs,
-        logger=loggers,
+        logger=log_of(run).loggers(name),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=bars,
@@ -73,13 +72,8 @@ def fit(
     resume = checkpoint if checkpoint.is_file() else None
     if resume:
         log.info("%s fold %d: going on from %s", run.stage, run.fold, resume)
-    failed = True
-    try:
-        trainer.fit(module, data, ckpt_path=resume)
-        failed = trainer.interrupted
-    finally:
-        close_loggers(loggers, failed)
-    if failed:
+    trainer.fit(module, data, ckpt_path=resume)
+    if trainer.interrupted:
         raise KeyboardInterrupt
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)

@@ -10,9 +10,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -20,6 +20,9 @@ from omegaconf import DictConfig
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.runs.settings import stage_key, variant_name
+
+if TYPE_CHECKING:
+    from aneurysm.runs.record import RunLog
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class StageRun:
     fold: int
     folder: Path
     key: str  # hash of everything that changes the result
+    log: "RunLog | None" = field(default=None, compare=False, repr=False)  # open while it is trained
 
     @property
     def done_file(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import log_of, recorded
 from aneurysm.runs.settings import upstream
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
@@ -84,10 +85,11 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
         # Two jobs of a sweep may both need what neither has: the second waits and then finds it finished.
         if (done := run.finished()) is not None and not force:
             return done
-        run = experiment.begin(stage, fold, force)
         started = time.monotonic()
-        figures = STAGES[stage](experiment, run)
-        figures["seconds"] = round(time.monotonic() - started, 1)
+        with recorded(experiment.begin(stage, fold, force), experiment.cfg) as run:
+            figures = STAGES[stage](experiment, run)
+            figures["seconds"] = round(time.monotonic() - started, 1)
+            log_of(run).summary(figures)
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )
