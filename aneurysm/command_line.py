@@ -145,7 +145,9 @@ def _list_problem(groups: list[Any]) -> str | None:
         name = p.key_or_group
         if name in LISTS and p.is_sweep_override():
             values = ",".join(str(v) for v in p.sweep_string_iterator())
-            return f"{name} is not swept, it changes no result; for several at once write '{name}=[{values}]'."
+            return (
+                f"{name} is not swept, it changes no result; for several at once write '{name}=[{values}]'."
+            )
         if name not in LISTS and isinstance(p.value(), list):
             return f"{name} takes one option; to run one job with each, use -m and no brackets."
     return None

@@ -22,7 +22,13 @@ from aneurysm.runs.settings import READS
 
 log = logging.getLogger(__name__)
 
-MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run": "online", "dryrun": "offline"}
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
 STEP = "trainer/global_step"
 
 

@@ -40,7 +40,7 @@ _offline: set[Path] = set()  # experiments with runs that wait for `wandb sync`
 
 @dataclass(frozen=True, eq=False)
 class RunLog:
-    """Everything that a fold's metrics, figures and tables go to; on other processes than the first, nothing."""
+    """Where the metrics, figures and tables of a fold go; on all processes but the first, nowhere."""
 
     folder: Path  # of the run
     kinds: tuple[str, ...] = ()  # of KINDS, beside the local files
@@ -97,7 +97,9 @@ class RunLog:
                 self.wandb_run.mark_preempting()  # it will go on: not failed
             self.wandb_run.finish(exit_code=exit_code)
         except Exception as error:  # the training is done or failed already; its record is on disk
-            log.warning("W&B did not end cleanly (%s); its files in %s are kept.", error, self.folder / "wandb")
+            log.warning(
+                "W&B did not end cleanly (%s); its files in %s are kept.", error, self.folder / "wandb"
+            )
 
     def _tensorboard_image(self, name: str, path: Path) -> None:
         from matplotlib.image import imread
@@ -164,7 +166,9 @@ def illustrate(run: StageRun, draw: Callable[[RunLog], None]) -> None:
     try:
         draw(opened)
     except Exception as error:
-        log.warning("%s fold %d: a figure could not be drawn (%r).", run.stage, run.fold, error, exc_info=True)
+        log.warning(
+            "%s fold %d: a figure could not be drawn (%r).", run.stage, run.fold, error, exc_info=True
+        )
 
 
 def mention_offline_runs() -> None:

@@ -14,9 +14,11 @@ from aneurysm.data.tables import EXPERT
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.runs.settings import pretrains
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages.findings import CropSettings, Finding
+from aneurysm.training.pictures import expert_pictures
 from aneurysm.training.products import WEIGHTS, expert_findings, save_weights
 
 
@@ -54,11 +56,13 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         workers=cfg.trainer.workers,
     )
     fit(run, module, data, s.epochs, cfg)
-    table, _ = expert_stage.judge(net, held_out, settings, run.fold, int(cfg.seed))
+    table, masks = expert_stage.judge(net, held_out, settings, run.fold, int(cfg.seed))
     if table.empty:
         table = pd.DataFrame(columns=list(EXPERT.columns))
     EXPERT.write(table, run.folder / "predictions.parquet")
     save_weights(run.folder / WEIGHTS, net)
+    uids = experiment.held_out(run.fold)
+    illustrate(run, lambda log: expert_pictures(log, experiment, uids, held_out, table, masks))
     return {
         "candidates": len(table),
         "order_parameter": _mean(table, "order_parameter"),
