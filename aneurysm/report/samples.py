@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from aneurysm.data.scan import Grid
 from aneurysm.report.projections import orthogonal_projections
 from aneurysm.report.style import GREEN, NIGHT_INK, ORANGE, PURPLE, SKY, new_figure
-from aneurysm.report.views import VIEWS, frame, letters, outline, scale_bar, show_slice, tint
+from aneurysm.report.views import VIEWS, letters, outline, scale_bar, show_slice, tint
 
 # Where prediction and annotation agree, what was missed, what is not annotated.
 AGREEMENT = {"annotated and found": SKY, "missed": ORANGE, "not annotated": PURPLE}
@@ -39,12 +39,12 @@ def reconstruction_figure(crops: Sequence[ReconstructedCrop]) -> Figure:
         raise ValueError("There is no crop to show.")
     figure = new_figure(10.8, 2.75 * len(crops) + 0.1, dark=True)
     panels = figure.subplots(len(crops), 4, squeeze=False)
-    for row, crop in zip(panels, crops, strict=True):
+    for number, (row, crop) in enumerate(zip(panels, crops, strict=True)):
         shown = int(np.argmax(crop.image.std(axis=(1, 2)) * (~crop.visible).any(axis=(1, 2))))
         grid = Grid(crop.image.shape, np.diag([*crop.spacing, 1.0]))
         image, seen, made = (a[shown] for a in (crop.image, crop.visible, crop.reconstruction))
         low, high = (float(v) for v in np.percentile(crop.image, (0.5, 99.8)))
-        first = row is panels[0]
+        first = number == 0
         show_slice(row[0], image, grid, "Held-out crop" if first else "", low, high, "Axial")
         show_slice(
             row[1],
@@ -145,6 +145,6 @@ def _judged_row(row: Sequence[Axes], crop: JudgedCrop) -> None:
         if crop.truth is not None:
             outline(axes, np.take(crop.truth, at, axis=axis), grid, name, GREEN)
         letters(axes, name)
-    frame(row[0], "")
-    row[0].set_title(crop.title, color=NIGHT_INK, fontsize=9, loc="left")
+    title = row[0].set_title(crop.title, color=NIGHT_INK, fontsize=9, loc="left")
+    title.set_in_layout(False)  # it may be as wide as the row; it must not push the views apart
     scale_bar(row[0], float(crop.spacing[2] * crop.image.shape[2]))

@@ -1,6 +1,7 @@
 """Figures and tables that a stage adds to the log of a fold, all of held-out patients.
 
 Each function draws at most `log.figures` scans, crops or candidates of a kind; `logger.figures=0` draws none.
+Figures are numbered, not named by scan: a panel of W&B then shows the same kind of figure for every fold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ def mask_pictures(
     ordered = overlap.sort_values("dice", ascending=False, na_position="last")
     annotated = ordered[ordered.dice.notna()]
     uids = spread(list((annotated if len(annotated) else ordered).series_uid), log.figures)
-    for uid in uids:
+    for number, uid in enumerate(uids, 1):
         case = remembered(experiment.prepared[uid])
         row = overlap[overlap.series_uid == uid].iloc[0]
         for name, predict in masks.items():
@@ -87,7 +88,7 @@ def mask_pictures(
             else:
                 figure = agreement_figure(case.image, case.grid, predicted, truth, case.modality)
                 said = f"Dice {row.dice:.2f}" if name == "vessel" else f"recall {row.sac_recall:.2f}"
-            log.figure(f"{name}_{uid}", figure, f"{uid}, {case.modality}, {name} mask: {said}.")
+            log.figure(f"{name}_{number}", figure, f"{uid}, {case.modality}, {name} mask: {said}.")
 
 
 def candidate_pictures(
@@ -106,11 +107,11 @@ def candidate_pictures(
         log.figure("candidate_recall", candidate_figure(candidate_recall(table, lesions, known)))
     others = [uid for uid in held_out if not lesions.get(uid)]
     with_lesion = [uid for uid in held_out if lesions.get(uid)]
-    for uid in (spread(with_lesion, log.figures) + others)[: log.figures]:
+    for number, uid in enumerate((spread(with_lesion, log.figures) + others)[: log.figures], 1):
         case = remembered(experiment.prepared[uid])
         figure = mip_panel(case.image, case.grid, mask(case), _marks(marks, uid), case.lesions, case.modality)
         said = "dashed: known aneurysms" if case.lesions else "no known aneurysm"
-        log.figure(f"candidates_{uid}", figure, f"{uid}, {case.modality}: the best candidates; {said}.")
+        log.figure(f"candidates_{number}", figure, f"{uid}, {case.modality}: the best candidates; {said}.")
 
 
 def expert_pictures(
@@ -195,7 +196,8 @@ def _judged(one: Finding, p: float, mask: np.ndarray) -> JudgedCrop:
     size = mask.shape[0]
     start = np.round(one.case.grid.to_index(one.centre_mm)).astype(int) - size // 2  # as the expert's crop
     is_one = "aneurysm" if one.is_aneurysm == 1 else "no aneurysm"
+    name = f"...{one.case.series_uid[-12:]} candidate {one.number + 1}"
     return JudgedCrop(
         network_patch(one.case, start, size), mask, aneurysm_patch(one.case, start, size),
-        one.case.grid.spacing, f"p {p:.2f}, {is_one}: {one.case.series_uid} #{one.number}",
+        one.case.grid.spacing, f"p {p:.2f}, {is_one}, {name}",
     )  # fmt: skip
