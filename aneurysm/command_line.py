@@ -22,6 +22,7 @@ from aneurysm.runs.preemption import leave_when_asked
 from aneurysm.sweeps import multirun
 
 log = logging.getLogger("aneurysm")
+LISTS = ("logger",)  # groups of which several options can be taken at once
 
 
 def config_folder() -> Path:
@@ -120,6 +121,8 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     if problem := _launcher_problem(parsed):
         return problem
     groups = [p for p in parsed if _is_group(p.key_or_group)]
+    if problem := _list_problem(groups):
+        return problem
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
             base = hydra.compose(config_name, overrides=[_first_value(p) for p in groups])
@@ -211,12 +214,27 @@ def _option_problem(parsed: list[Any], message: str) -> str:
     for p in parsed:
         group = p.key_or_group.split("@")[0]
         options = sorted(f.stem for f in (config_folder() / group).glob("*.yaml"))
-        value = p.value()
-        if _is_group(p.key_or_group) and isinstance(value, str) and value not in options:
-            near = difflib.get_close_matches(value, options, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            return f"{group} has no option {value!r}; it has {', '.join(options)}.{hint}"
+        chosen = p.value() if isinstance(p.value(), list) else [p.value()]
+        for value in chosen:
+            if _is_group(p.key_or_group) and isinstance(value, str) and value not in options:
+                near = difflib.get_close_matches(value, options, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                return f"{group} has no option {value!r}; it has {', '.join(options)}.{hint}"
     return message.splitlines()[0]
+
+
+def _list_problem(groups: list[Any]) -> str | None:
+    """Hydra would merge the options of any list into one, and sweep over loggers that change no result."""
+    for p in groups:
+        name = p.key_or_group
+        if name in LISTS and p.is_sweep_override():
+            values = ",".join(str(v) for v in p.sweep_string_iterator())
+            return (
+                f"{name} is not swept, it changes no result; for several at once write '{name}=[{values}]'."
+            )
+        if name not in LISTS and isinstance(p.value(), list):
+            return f"{name} takes one option; to run one job with each, use -m and no brackets."
+    return None
 
 
 def _keys(cfg: DictConfig) -> set[str]:

@@ -24,6 +24,8 @@ from aneurysm.report.projections import mip_panel
 from aneurysm.report.training import write_training_report
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.launch import joined_group, launch, to_be_launched
+from aneurysm.runs.metrics import CLOCKS, FILE, read_metrics
+from aneurysm.runs.record import mention_offline_runs
 from aneurysm.runs.settings import READS, pretrains
 from aneurysm.stages.processes import from_first, rank
 from aneurysm.stages.stored import opened, remembered
@@ -63,6 +65,7 @@ def _train(cfg: DictConfig) -> float:
     experiment = open_experiment(cfg)
     if cfg.stage != "all":
         figures = run_stage(experiment, cfg.stage)
+        mention_offline_runs()
         if rank() == 0:
             _print_stage(cfg.stage, experiment, figures)
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
@@ -70,6 +73,7 @@ def _train(cfg: DictConfig) -> float:
     for stage in STAGES:
         if stage != "pretrain" or pretrains(cfg):
             run_stage(experiment, stage)
+    mention_offline_runs()
     return from_first(lambda: _finish(experiment, started))
 
 
@@ -158,14 +162,13 @@ def _example_pictures(experiment: Experiment, evaluation: Evaluation) -> list[Pi
 
 
 def training_curves(run: StageRun) -> list[TrainingCurve]:
-    """What the loggers of a run recorded; a resumed run has one file per attempt."""
-    tables = []
-    for file in sorted(run.folder.glob("metrics/*/metrics.csv"), key=lambda p: p.stat().st_mtime):
-        try:
-            tables.append(pd.read_csv(file))
-        except ValueError as error:  # cut off by a kill, or empty: a curve is not worth the whole report
-            log.warning("%s cannot be read (%s); its part of the curves is left out.", file, error)
-    return [TrainingCurve(run.stage, run.fold, pd.concat(tables, ignore_index=True))] if tables else []
+    """What a run logged, one curve per network that it fitted."""
+    table = read_metrics(run.folder / FILE)
+    unread = [name for name in CLOCKS if name not in ("epoch", "step")]
+    return [
+        TrainingCurve(run.stage, run.fold, part.drop(columns=unread).dropna(axis="columns", how="all"))
+        for _, part in table.groupby("fit", sort=False)
+    ]
 
 
 def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy import ndimage
@@ -59,32 +60,44 @@ def mip_panel(
         lesions: known aneurysms, drawn as dashed circles.
         modality: CTA, MRA, T1 or T2.
     """
-    keep = _region(volume, grid, vessel, modality)
-    dark = modality == "T2"
-    size = grid.spacing * grid.shape
-    widths = [size[across] for _, across, _, _ in VIEWS.values()]
-    tallest = max(size[up] for _, _, up, _ in VIEWS.values())
-    figure, scale = _three_views(sum(widths), tallest, bool(len(candidates)))
-    panels = figure.subplots(1, 3, width_ratios=widths)
-    images = [_project(volume, keep, axis, dark) for axis, _, _, _ in VIEWS.values()]
-    low, high = _window(images, volume, vessel if keep is not None and not dark else None)
-    for axes, name, image in zip(panels, VIEWS, images, strict=True):
-        axis = VIEWS[name][0]
-        grey = np.clip((image - low) / (high - low), 0, 1)
-        if keep is not None:
-            grey = np.where(np.isfinite(image), grey, _faint(volume.mean(axis=axis)))
-        show_slice(axes, grey, grid, name, 0.0, 1.0)
+    figure, panels, scale = orthogonal_projections(volume, grid, vessel, modality, bool(len(candidates)))
+    for axes, name in zip(panels, VIEWS, strict=True):
         if vessel is not None:
-            tint(axes, (vessel != 0).any(axis=axis), grid, name)
+            tint(axes, (vessel != 0).any(axis=VIEWS[name][0]), grid, name)
         for lesion in lesions or ():
             centre = on_screen(grid.to_index(lesion.centre_mm), grid, name)
             axes.add_patch(ring(centre, max(lesion.radius_mm or 0.0, 2.5) + 1.5, GREEN, "--"))
         letters(axes, name)
         if axes is panels[0]:
-            scale_bar(axes, float(max(size)))
+            scale_bar(axes, float((grid.spacing * grid.shape).max()))
         places = [on_screen(grid.to_index(np.asarray(mm)), grid, name) for mm, _ in candidates]
         call_out(axes, places, candidates, scale)
     return figure
+
+
+def orthogonal_projections(
+    volume: np.ndarray, grid: Grid, vessel: np.ndarray | None, modality: str, marked: bool = False
+) -> tuple[Figure, list[Axes], float]:
+    """The grey of `mip_panel` alone: a figure, its three axes in the order of VIEWS, and mm per inch.
+
+    Args:
+        marked: leave room for numbered marks beside the views.
+    """
+    keep = _region(volume, grid, vessel, modality)
+    dark = modality == "T2"
+    size = grid.spacing * grid.shape
+    widths = [size[across] for _, across, _, _ in VIEWS.values()]
+    tallest = max(size[up] for _, _, up, _ in VIEWS.values())
+    figure, scale = _three_views(sum(widths), tallest, marked)
+    panels = list(figure.subplots(1, 3, width_ratios=widths))
+    images = [_project(volume, keep, axis, dark) for axis, _, _, _ in VIEWS.values()]
+    low, high = _window(images, volume, vessel if keep is not None and not dark else None)
+    for axes, name, image in zip(panels, VIEWS, images, strict=True):
+        grey = np.clip((image - low) / (high - low), 0, 1)
+        if keep is not None:
+            grey = np.where(np.isfinite(image), grey, _faint(volume.mean(axis=VIEWS[name][0])))
+        show_slice(axes, grey, grid, name, 0.0, 1.0)
+    return figure, panels, scale
 
 
 def candidate_crops(

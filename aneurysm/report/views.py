@@ -81,23 +81,25 @@ def letters(axes: Axes, view: str) -> None:
         )  # fmt: skip
 
 
-def tint(axes: Axes, mask: np.ndarray, grid: Grid, view: str) -> None:
+def tint(
+    axes: Axes, mask: np.ndarray, grid: Grid, view: str, colour: str = SKY, strength: float = 0.28
+) -> None:
     """Colour the true pixels of a projected mask (up, across)."""
-    colour = np.zeros((*mask.shape, 4))
-    colour[..., :3] = to_rgb(SKY)
-    colour[..., 3] = 0.28 * mask
-    axes.imshow(colour, origin="lower", extent=_extent(grid, view), interpolation="nearest", aspect="equal")
+    pixels = np.zeros((*mask.shape, 4))
+    pixels[..., :3] = to_rgb(colour)
+    pixels[..., 3] = strength * mask
+    axes.imshow(pixels, origin="lower", extent=_extent(grid, view), interpolation="nearest", aspect="equal")
     left, right, *_ = _extent(grid, view)
     axes.set_xlim(right, left)
 
 
-def outline(axes: Axes, mask: np.ndarray, grid: Grid, view: str) -> None:
+def outline(axes: Axes, mask: np.ndarray, grid: Grid, view: str, colour: str = SKY) -> None:
     """Draw the contour of a sliced mask (up, across)."""
     if mask.any():
         _, across, up, _ = VIEWS[view]
         x = np.arange(grid.shape[across]) * grid.spacing[across]
         y = np.arange(grid.shape[up]) * grid.spacing[up]
-        axes.contour(x, y, mask, levels=[0.5], colors=[SKY], linewidths=0.9, alpha=0.9)
+        axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=0.9, alpha=0.9)
 
 
 def ring(centre: tuple[float, float], radius: float, colour: str, style: str) -> Circle:

@@ -13,9 +13,9 @@ from aneurysm.runs.averaging import AveragedWeights
 from aneurysm.runs.checkpoints import CheckpointFiles, Checkpoints, resume_from
 from aneurysm.runs.epoch_means import EpochMeans
 from aneurysm.runs.folders import StageRun
-from aneurysm.runs.loggers import close_loggers, open_loggers
-from aneurysm.runs.preemption import Preempted, deferred
+from aneurysm.runs.preemption import deferred
 from aneurysm.runs.progress import PlainProgress, ProgressFile
+from aneurysm.runs.record import log_of
 from aneurysm.runs.step_seeds import StepSeeds
 from aneurysm.runs.strategy import placement
 from aneurysm.stages.processes import rank
@@ -67,7 +67,6 @@ def fit(
     resume = resume_from(files, module)
     if resume:
         log.info("%s fold %d: going on from %s", run.stage, run.fold, resume)
-    loggers = open_loggers(run, cfg, "last") if rank() == 0 else []
     with deferred() as request:
         callbacks: list[Callback] = [
             StepSeeds(cfg.seed, run.fold),
@@ -85,7 +84,7 @@ def fit(
             precision=cfg.trainer.precision,
             deterministic=cfg.trainer.deterministic,
             max_epochs=epochs,
-            logger=loggers or False,
+            logger=log_of(run).loggers("last") if rank() == 0 else False,
             callbacks=callbacks,
             enable_progress_bar=bars,
             enable_model_summary=False,
@@ -94,16 +93,8 @@ def fit(
             reload_dataloaders_every_n_epochs=1,  # data depend on (seed, epoch, index)
             gradient_clip_val=None if not module.automatic_optimization else 1.0,
         )
-        outcome = "failed"
-        try:
-            trainer.fit(module, data, ckpt_path=resume)
-            outcome = "failed" if trainer.interrupted else "success"
-        except Preempted:
-            outcome = "preempted"
-            raise
-        finally:
-            close_loggers(loggers, outcome)
-    if outcome == "failed":
+        trainer.fit(module, data, ckpt_path=resume)
+    if trainer.interrupted:
         raise KeyboardInterrupt
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)

@@ -11,9 +11,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,9 @@ from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.runs.settings import stage_key, variant_name
 from aneurysm.sweeps.jobs import command_line, error_line
+
+if TYPE_CHECKING:
+    from aneurysm.runs.record import RunLog
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class StageRun:
     fold: int
     folder: Path
     key: str  # hash of everything that changes the result
+    log: "RunLog | None" = field(default=None, compare=False, repr=False)  # open while it is trained
 
     @property
     def done_file(self) -> Path:

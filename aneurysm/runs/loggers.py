@@ -1,57 +1,214 @@
-"""Where the figures of a fit are written."""
+"""Loggers beside the local file: TensorBoard and W&B, each imported only when asked for."""
 
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from aneurysm.data.errors import UserError
+from aneurysm.data.files import replacing
 from aneurysm.runs.folders import StageRun
-from aneurysm.runs.preemption import EXIT_CODE
-from aneurysm.runs.settings import settings_of
+from aneurysm.runs.settings import READS
+
+log = logging.getLogger(__name__)
+
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
+STEP = "trainer/global_step"
 
 
-def open_loggers(run: StageRun, cfg: DictConfig, name: str) -> list[Logger]:
-    metrics = run.folder / "metrics"
-    attempt = len(list(metrics.glob(f"{name}_*"))) if metrics.is_dir() else 0
-    made: list[Logger] = []
-    for kind in cfg.logger.kinds:
-        if kind == "csv":
-            made.append(CSVLogger(run.folder, name="metrics", version=f"{name}_{attempt}"))
-        elif kind == "wandb":
-            # Imported only when asked for: it costs a second at start-up.
-            from lightning.pytorch.loggers import WandbLogger
+class ResumedTensorBoard(TensorBoardLogger):
+    """TensorBoard events of one fit; a resumed one overrules what a killed attempt wrote beyond its step."""
 
-            made.append(
-                WandbLogger(
-                    name=f"fold_{run.fold}",
-                    id=f"{run.key}-{run.stage}-{name}-fold{run.fold}",
-                    group=run.folder.parent.name,
-                    job_type=run.stage,
-                    project=cfg.logger.project,
-                    save_dir=run.folder,
-                    mode=cfg.logger.mode,
-                    resume="allow",
-                    tags=[cfg.experiment_name, run.stage],
-                    config=settings_of(cfg, run.stage),
-                )
-            )
-        else:
-            raise UserError(f"logger.kinds knows csv and wandb, not {kind!r}.")
-    return made
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._experiment is None and step is not None:
+            self._kwargs["purge_step"] = step
+        super().log_metrics(dict(metrics), step)
+
+    def save(self) -> None:
+        """Events reach the disk; the settings are in run.json, not beside them."""
+        if self._experiment is not None:
+            self._experiment.flush()
 
 
-def close_loggers(loggers: list[Any], outcome: str) -> None:
-    """Close what `open_loggers` opened.
+def require_tensorboard() -> None:
+    """Raise UserError when the package is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "logger=tensorboard needs the package tensorboard, which is not installed: "
+            "pip install 'aneurysm[tensorboard]'."
+        )
 
-    Args:
-        outcome: success, failed or preempted.
+
+class WandbMetrics(Logger):
+    """Metrics of one fit in an open W&B run, with epoch and optimiser step beside them as axes."""
+
+    def __init__(self, wandb_run: Any, fit: str) -> None:
+        super().__init__()
+        self.wandb_run, self.fit = wandb_run, fit
+        self.prefix = "" if fit == "last" else f"{fit}/"
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.wandb_run.id
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, for callbacks that know it."""
+        return self.wandb_run
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The settings went into the run's config when it was opened."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        named = {k if k == "epoch" else f"{self.prefix}{k}": v for k, v in metrics.items()}
+        self.wandb_run.log(named if step is None else {**named, STEP: step})
+
+
+def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
+    """The W&B run of one fold of a stage: group is the variant without its fold, job type the stage.
+
+    Nothing is asked for and nothing is waited for: without a network the run is recorded offline. The run's
+    id is kept in the folder, so that a resumed run continues it.
+
+    Raises:
+        UserError: the mode is unknown, or it is `online` and there is no API key.
     """
-    for one in loggers:
-        one.finalize(outcome)
-        if type(one).__name__ == "WandbLogger":
-            if outcome == "preempted":
-                one.experiment.mark_preempting()
-            # Without this the next job of a sweep would log into this run.
-            codes = {"success": 0, "preempted": EXIT_CODE}
-            one.experiment.finish(exit_code=codes.get(outcome, 1))
+    s = cfg.logger.wandb
+    mode = _mode(s)
+    # Error reports of the client would leave the hospital, and wait for a network that may not be there.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    if mode == "online" and not _logged_in():
+        raise UserError(
+            "logger.wandb.mode=online, but there is no W&B API key on this machine: run `wandb login` once, "
+            "set WANDB_API_KEY, or stay offline (logger.wandb.mode=offline) and upload later."
+        )
+    settings = {
+        "console": "off",
+        "silent": True,
+        "disable_git": not s.metadata,
+        "disable_code": True,
+        "x_disable_meta": not s.metadata,
+        "x_disable_machine_info": not s.metadata,
+        "x_save_requirements": bool(s.metadata),
+        "x_disable_stats": not s.system,
+        "init_timeout": float(s.timeout_s),
+        "finish_timeout": float(s.timeout_s),
+    }
+    chosen: dict[str, Any] = {
+        "project": s.project,
+        "entity": s.entity,
+        "dir": str(run.folder),
+        "id": wandb_id(run),
+        "name": f"fold_{run.fold}",
+        "group": f"{cfg.experiment_name}/{run.stage}/{run.folder.parent.name}",
+        "job_type": run.stage,
+        "tags": tags(cfg, run.stage),
+        "config": wandb_config(run, cfg),
+        "resume": "allow",
+        # The jobs of a sweep share a process: no run may become the one that the next job logs into.
+        "reinit": "create_new",
+    }
+    try:
+        opened = wandb.init(**chosen, mode=mode, settings=wandb.Settings(**settings))
+    except wandb.Error as error:
+        if mode != "online":
+            raise
+        log.warning("W&B cannot be reached (%s); this run is recorded offline.", str(error).splitlines()[0])
+        opened = wandb.init(**chosen, mode="offline", settings=wandb.Settings(**settings))
+    for axis in ("epoch", STEP):
+        opened.define_metric(axis)
+    # Without an axis of its own a resumed run would start a second curve at step 0.
+    opened.define_metric("*", step_metric="epoch", step_sync=True)
+    return opened
+
+
+def _mode(s: Any) -> str:
+    """WANDB_MODE wins over the configuration."""
+    asked = os.environ.get("WANDB_MODE") or str(s.mode)
+    if asked not in MODES:
+        where = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "logger.wandb.mode"
+        raise UserError(f"{where}={asked} is not a mode of W&B: offline, online or disabled.")
+    return MODES[asked]
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        return bool(wandb.login(prompt=False))
+    except wandb.Error:
+        return False
+
+
+def wandb_id(run: StageRun) -> str:
+    """The id of the run's record at W&B: drawn once per folder, the same after every resume."""
+    file = run.folder / "wandb_id.txt"
+    if not file.is_file():
+        with replacing(file) as part:
+            part.write_text(f"{run.stage}-{run.key}-fold{run.fold}-{secrets.token_hex(3)}")
+    return file.read_text().strip()
+
+
+def wandb_config(run: StageRun, cfg: DictConfig) -> dict[str, Any]:
+    """What the stage reads, and what the run noted about itself when it began."""
+    note = json.loads((run.folder / "run.json").read_text())
+    return {
+        **note["settings"],
+        "experiment": cfg.experiment_name,
+        "stage": run.stage,
+        "fold": run.fold,
+        "oscillator_dim": cfg.oscillator_dim,
+        **{name: note[name] for name in ("key", "data", "upstream", "versions") if name in note},
+    }
+
+
+def tags(cfg: DictConfig, stage: str) -> list[str]:
+    """Experiment, stage, every option that the stage reads as `group=option`, and the user's own."""
+    options = [(g, cfg[g]) for g in READS[stage] if "_target_" in cfg[g]]
+    named = [f"{group}={option_name(node._target_)}" for group, node in options]
+    found = [str(cfg.experiment_name), stage, *named, *(str(t) for t in cfg.logger.wandb.tags)]
+    return [tag[:64] for tag in dict.fromkeys(found)]  # longer tags are refused
+
+
+def option_name(target: str) -> str:
+    """A class as a word for people: aneurysm.losses.tversky.FocalTverskyLoss -> focal_tversky."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", target.rsplit(".", 1)[-1])
+    words = [w for w in name.lower().split("_") if w not in ("loss", "fusion", "block", "encoder", "head")]
+    return "_".join(words).replace("absent", "none")
+
+
+@contextlib.contextmanager
+def staging_in(folder: Path) -> Any:
+    """Let W&B stage the files of a table in the run's folder, not in the user's home."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = before or str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]

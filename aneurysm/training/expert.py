@@ -14,10 +14,12 @@ from aneurysm.data.tables import EXPERT
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.runs.settings import pretrains
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages.findings import CropSettings, Finding
 from aneurysm.stages.processes import gathered, rank, shared
+from aneurysm.training.pictures import expert_pictures
 from aneurysm.training.products import WEIGHTS, expert_findings, save_weights
 
 JUDGED = 16  # held-out candidates at a time
@@ -65,6 +67,12 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     if rank() == 0:
         EXPERT.write(table, run.folder / "predictions.parquet")
     save_weights(run.folder / WEIGHTS, net)
+    uids = experiment.held_out(run.fold)
+
+    def masks(some: list[Finding]) -> list[np.ndarray]:
+        return expert_stage.judge(net, some, settings, run.fold, int(cfg.seed))[1]
+
+    illustrate(run, lambda log: expert_pictures(log, experiment, uids, held_out, table, masks))
     return {
         "candidates": len(table),
         "order_parameter": _mean(table, "order_parameter"),

@@ -10,6 +10,7 @@ from aneurysm.data.errors import UserError
 from aneurysm.experiment import Experiment
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.memory import PeakMemory
+from aneurysm.runs.record import log_of, recorded
 from aneurysm.runs.settings import upstream
 from aneurysm.stages.processes import agreed, from_first, rank
 from aneurysm.sweeps.jobs import uses_run
@@ -94,20 +95,24 @@ def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) ->
         if (done := from_first(run.finished)) is not None and not force:
             uses_run(run.folder, trains=False)
             return done
-        run = from_first(lambda: _begun(experiment, stage, fold, force))
+        begun = from_first(lambda: _begun(experiment, stage, fold, force))
         uses_run(run.folder, trains=True)
         started = time.monotonic()
         train = STAGES[stage]
-        try:
-            with PeakMemory() as memory:
-                figures = (
-                    from_first(lambda: train(experiment, run)) if stage in ALONE else train(experiment, run)
-                )
-        except Exception as error:
-            if rank() == 0:
-                run.fail(error, experiment.cfg)
-            raise
-        figures |= {"seconds": round(time.monotonic() - started, 1), **memory.figures()}
+        with recorded(begun, experiment.cfg) as run:
+            try:
+                with PeakMemory() as memory:
+                    figures = (
+                        from_first(lambda: train(experiment, run))
+                        if stage in ALONE
+                        else train(experiment, run)
+                    )
+            except Exception as error:
+                if rank() == 0:
+                    run.fail(error, experiment.cfg)
+                raise
+            figures |= {"seconds": round(time.monotonic() - started, 1), **memory.figures()}
+            log_of(run).summary(figures)
         shown = "  ".join(
             f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float) and k != "seconds"
         )

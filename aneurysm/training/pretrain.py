@@ -8,7 +8,9 @@ from aneurysm.experiment import Experiment
 from aneurysm.nets.reconstruction import MaskedReconstruction
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.stages import pretrain
+from aneurysm.training.pictures import pretrain_pictures
 from aneurysm.training.products import WEIGHTS, save_weights
 
 
@@ -34,4 +36,5 @@ def train_pretrain(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     fit(run, module, data, s.epochs, cfg)
     save_weights(run.folder / WEIGHTS, net.backbone)
+    illustrate(run, lambda log: pretrain_pictures(log, module, data, float(cfg.prepare.spacing_mm)))
     return {"val/loss": pretrain.held_out_loss(module, data)}

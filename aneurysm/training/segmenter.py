@@ -12,11 +12,13 @@ from aneurysm.evaluation.segmentation import overlap
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
 from aneurysm.stages.processes import gathered, shared
 from aneurysm.stages.stored import opened, read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import aneurysm_target, vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
+from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
 
 
@@ -53,4 +55,13 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)
-    return {**asdict(rule), **mean_figures(pd.DataFrame(gathered(rows)))}
+    table = pd.DataFrame(gathered(rows))
+
+    def lumen(case: PreparedCase) -> np.ndarray:
+        return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
+
+    def sac(case: PreparedCase) -> np.ndarray:
+        return read_probabilities(product_path(run, case.series_uid))["aneurysm"] >= 0.5
+
+    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen, "sac": sac}))
+    return {**asdict(rule), **mean_figures(table)}

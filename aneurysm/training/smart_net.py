@@ -2,19 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from aneurysm.build import build, graph_settings
 from aneurysm.data.errors import UserError
+from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.tables import CANDIDATES
 from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
 from aneurysm.stages.processes import barrier, gathered, rank, shared
-from aneurysm.training.products import WEIGHTS, graph_item, save_weights, segmentation_of
+from aneurysm.training.pictures import candidate_pictures
+from aneurysm.training.products import WEIGHTS, graph_item, lumen_rule, save_weights, segmentation_of
 
 
 def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -55,8 +59,16 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     if rank() == 0:
         CANDIDATES.write(table, run.folder / "candidates.parquet")
     save_weights(run.folder / WEIGHTS, net)
+    known = CANDIDATES.conform(table)
+    held_out = experiment.held_out(run.fold)
+
+    def lumen(case: PreparedCase) -> np.ndarray:
+        uid = case.series_uid
+        return lumen_rule(experiment, uid)(segmentation_of(experiment, uid)["vessel"], case.grid)
+
+    illustrate(run, lambda log: candidate_pictures(log, experiment, held_out, known, lumen))
     lesions = {uid: items[uid].lesions for uid in experiment.held_out(run.fold) if items[uid].lesions}
-    hit = candidate_recall(CANDIDATES.conform(table), lesions, tuple(lesions)) if lesions else None
+    hit = candidate_recall(known, lesions, tuple(lesions)) if lesions else None
     return {
         "candidates_per_scan": len(table) / max(1, len(tables)),
         **({} if hit is None else {"candidate_recall": float(hit.recall)}),

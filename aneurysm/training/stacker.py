@@ -11,7 +11,9 @@ from aneurysm.data.tables import LOCATION_KEYS, SCANS
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.stages import stacker
+from aneurysm.training.pictures import stacker_pictures
 from aneurysm.training.products import expert_table
 
 
@@ -28,15 +30,15 @@ def train_stacker(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         1,
         cfg,
     )
-    rows, _ = _rows(experiment, expert, held_out)
+    rows, truth = _rows(experiment, expert, held_out)
     by_uid = experiment.index.set_index("series_uid")
     table = pd.DataFrame(module.probabilities(rows), columns=[f"p_{k}" for k in (*LOCATION_KEYS, "present")])
     table.insert(0, "series_uid", rows.series_uid)
     table.insert(1, "patient_id", [by_uid.patient_id[uid] for uid in rows.series_uid])
     table.insert(2, "fold", run.fold)
     SCANS.write(table, run.folder / "scans.parquet")
-    truth = by_uid.loc[rows.series_uid, "present"].to_numpy(np.float64)
-    return {"scans": len(table), **_present_auc(table.p_present.to_numpy(np.float64), truth)}
+    illustrate(run, lambda log: stacker_pictures(log, table, truth))
+    return {"scans": len(table), **_present_auc(table.p_present.to_numpy(np.float64), truth[:, -1])}
 
 
 def _present_auc(p: np.ndarray, truth: np.ndarray) -> dict[str, float]:

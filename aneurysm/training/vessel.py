@@ -13,11 +13,13 @@ from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.record import illustrate
 from aneurysm.stages import vessel
 from aneurysm.stages.processes import gathered, rank, shared
-from aneurysm.stages.stored import remembered, write_probabilities
+from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
+from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
 
 
@@ -52,4 +54,9 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         with replacing(run.folder / "overlap.csv") as part:
             table.to_csv(part, index=False)
     save_weights(run.folder / WEIGHTS, net)
+
+    def lumen(case: PreparedCase) -> np.ndarray:
+        return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
+
+    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen}))
     return {**asdict(rule), **mean_figures(table)}
