@@ -10,6 +10,7 @@ itself loads a tensor with a flipped bit without a word.
 import io
 import logging
 import os
+import pickle
 import shutil
 import time
 import zipfile
@@ -118,10 +119,14 @@ def damage(path: Path) -> str | None:
     """What is wrong with the bytes of a checkpoint, or None. Reads the whole file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # a flipped byte in a header can make the reader stumble over anything
-        return f"{error or type(error).__name__}"
-    return None if bad is None else f"its record {bad} does not have the checksum it was written with"
+            if (bad := archive.testzip()) is not None:
+                return f"its record {bad} does not have the checksum it was written with"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # looks at more of the headers
+    except pickle.UnpicklingError:
+        return None  # whole, but not what this program writes
+    except Exception as error:  # a flipped byte in a header can make a reader stumble over anything
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
 
 
 def misfit(checkpoint: dict[str, Any], module: LightningModule) -> str | None:
@@ -149,7 +154,7 @@ def resume_from(files: CheckpointFiles, module: LightningModule) -> Path | None:
         return None
     try:
         problem = misfit(torch.load(path, map_location="cpu", weights_only=True, mmap=True), module)
-    except Exception as error:  # whole, but not what this program writes
+    except pickle.UnpicklingError as error:
         problem = str(error).splitlines()[0]
     if problem is not None:
         raise UserError(
