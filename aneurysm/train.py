@@ -51,15 +51,20 @@ def train(cfg: DictConfig) -> float:
         _print_stage(cfg.stage, experiment, figures)
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
         return float(np.mean(scores)) if scores else float("nan")
-    for stage in STAGES:
-        if stage != "pretrain" or pretrains(cfg):
-            run_stage(experiment, stage)
-    evaluation = evaluate(experiment)
+    evaluation = run_all(experiment)
     report = report_on(experiment, evaluation)
     bundle = write_bundle(experiment, experiment.folder / "bundle")
     _print_all(evaluation, {"report": report, "bundle": bundle, "runs": experiment.folder})
     log.info("Finished in %.0f s", time.monotonic() - started)
     return evaluation.rsna.score
+
+
+def run_all(experiment: Experiment) -> Evaluation:
+    """Train all stages and measure them."""
+    for stage in STAGES:
+        if stage != "pretrain" or pretrains(experiment.cfg):
+            run_stage(experiment, stage)
+    return evaluate(experiment)
 
 
 def evaluate(experiment: Experiment) -> Evaluation:

@@ -115,7 +115,9 @@ def costs(cfg: DictConfig, extent_mm: float) -> list[Cost]:
     masking = build(cfg.masking)
     if masking is not None:
         s = cfg.pretrain
-        net: Any = MaskedReconstruction(build(cfg.backbone), s.decoder_width, mode=s.mode, block=masking.block)
+        net: Any = MaskedReconstruction(
+            build(cfg.backbone), s.decoder_width, mode=s.mode, block=masking.block
+        )
         image = torch.rand(1, 1, *[s.patch] * 3)
         active = masking(None, tuple(image.shape), 1.0, torch.Generator().manual_seed(0))
         step = counted(net, lambda: net(image, active).loss, train=True)
@@ -167,7 +169,9 @@ def main() -> None:
     given = parser.parse_args()
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = hydra.compose("train", overrides=given.overrides)
-    table = Table("stage", "parameters", "TFLOP/step", "steps", "h computing", "h feeding", "h reading all scans")
+    table = Table(
+        "stage", "parameters", "TFLOP/step", "steps", "h computing", "h feeding", "h reading all scans"
+    )
     total, rate, folds = 0.0, given.tflops * 1e12, int(cfg.folds)
     torch.set_num_threads(1)
     for cost in costs(cfg, given.extent_mm):

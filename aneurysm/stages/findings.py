@@ -195,7 +195,9 @@ def example(
         age=torch.tensor([np.nan if case.age is None else case.age], dtype=torch.float32),
         sex=torch.tensor([sex], dtype=torch.float32),
         position=_tensor(position)[None],
-        graph=_tensor(one.graph_features if settings.graph else np.full_like(one.graph_features, np.nan))[None],
+        graph=_tensor(one.graph_features if settings.graph else np.full_like(one.graph_features, np.nan))[
+            None
+        ],
         score=torch.tensor([one.candidate.score], dtype=torch.float32),
         flow=flow,
     )
