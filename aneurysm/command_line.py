@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,9 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
                 hint = f" Did you mean {near[0]!r}?" if near else " See --help for the keys."
                 return f"there is no configuration key {key!r}, so nothing would read it.{hint}"
         if not sweep:
+            if swept := _recipe_sweep(config_name, parsed):
+                keys = " and ".join(key for key, _ in swept)
+                return f"this experiment is a sweep over {keys}: add -m, or give each of them one value."
             try:
                 cfg = hydra.compose(config_name, overrides=overrides)
             except (HydraException, OmegaConfBaseException) as error:
@@ -148,8 +151,25 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     return None
 
 
+def recipe_sweep(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """What the experiment of these overrides sweeps by itself (`hydra.sweeper.params`), as `key=values`.
+
+    Keys that the overrides set are left out: the command line wins.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return [f"{key}={values}" for key, values in _recipe_sweep(config_name, parsed)]
+
+
+def _recipe_sweep(config_name: str, parsed: Sequence[Any]) -> list[tuple[str, str]]:
+    groups = [_first_value(p) for p in parsed if _is_group(p.key_or_group)]
+    cfg = hydra.compose(config_name, overrides=groups, return_hydra_config=True)
+    given = {p.get_key_element() for p in parsed}
+    return [(k, str(v)) for k, v in (cfg.hydra.sweeper.params or {}).items() if k not in given]
+
+
 def log_to_terminal() -> None:
-    """Progress and errors of this package as lines on standard output."""
+    """Write what the package says to standard output, one line each with the time of day."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]

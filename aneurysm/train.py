@@ -70,9 +70,7 @@ def _train(cfg: DictConfig) -> float:
             _print_stage(cfg.stage, experiment, figures)
         scores = [f[SCORE[cfg.stage]] for f in figures if SCORE[cfg.stage] in f]
         return float(np.mean(scores)) if scores else float("nan")
-    for stage in STAGES:
-        if stage != "pretrain" or pretrains(cfg):
-            run_stage(experiment, stage)
+    _train_all(experiment)
     mention_offline_runs()
     return from_first(lambda: _finish(experiment, started))
 
@@ -85,6 +83,18 @@ def _finish(experiment: Experiment, started: float) -> float:
     _print_all(evaluation, {"report": report, "bundle": bundle, "runs": experiment.folder})
     log.info("Finished in %.0f s", time.monotonic() - started)
     return evaluation.rsna.score
+
+
+def run_all(experiment: Experiment) -> Evaluation:
+    """Train all stages and measure them."""
+    _train_all(experiment)
+    return evaluate(experiment)
+
+
+def _train_all(experiment: Experiment) -> None:
+    for stage in STAGES:
+        if stage != "pretrain" or pretrains(experiment.cfg):
+            run_stage(experiment, stage)
 
 
 def evaluate(experiment: Experiment) -> Evaluation:

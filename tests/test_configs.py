@@ -59,7 +59,7 @@ def test_oscillator_dim_reaches_the_oscillators(dim):
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_experiments_compose(option):
-    extra = ["data.meshes=x"] if option == "intra" else []
+    extra = {"intra": ["data.meshes=x"], "rsna_full": ["data.root=x"]}.get(option, [])
     cfg = compose(f"experiment={option}", *extra)
     assert cfg.experiment_name == option
     assert not OmegaConf.missing_keys(cfg)
