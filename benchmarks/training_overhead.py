@@ -72,7 +72,9 @@ class Turns:
 
 def main() -> None:
     """Measure every stage and print one row each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs"))
     parser.add_argument("--stages", nargs="+", choices=NEURAL, default=list(NEURAL))
     parser.add_argument("--repeats", type=int, default=3)
@@ -82,7 +84,9 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("aneurysm").setLevel(logging.WARNING)
     experiment = demo(arguments.outputs)
-    print("| stage | steps | bare, CPU ms per step | ours | ratio, CPU | ratio, wall | setup s | same weights |")
+    print(
+        "| stage | steps | bare, CPU ms per step | ours | ratio, CPU | ratio, wall | setup s | same weights |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for stage in arguments.stages:
 
