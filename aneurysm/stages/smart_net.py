@@ -8,6 +8,7 @@ it sees in training has the same errors as what it will see in use.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ class GraphModule(LightningModule):
         self.net, self.lr, self.total_steps = net, lr, total_steps
         self.loss = BinaryLoss(positive_weight=POSITIVE_WEIGHT)
 
-    def _step(self, batch: Data, split: str) -> Tensor:
+    def _step(self, batch: Any, split: str) -> Tensor:
         logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
         graphs = torch.zeros(batch.num_graphs if len(batch.y) else 0, device=logits.device)
         (graphs,), (logits, labels) = gather(graphs), gather(logits[: len(batch.y)], batch.y)
@@ -148,16 +149,16 @@ class GraphData(LightningDataModule):
         return _graph_loader(self.held_out, every_draw_once(len(self.held_out), self.batch))
 
 
-def _graph_loader(graphs: list[Data], batches: DrawnBatches) -> DataLoader:
-    def joined(part: list[Data]) -> Batch:
+def _graph_loader(graphs: list[Any], batches: DrawnBatches) -> DataLoader:
+    def joined(part: list[Any]) -> Any:
         if part:
-            return Batch.from_data_list(part)  # pyright: ignore[reportArgumentType]
+            return Batch.from_data_list(part)
         # Nothing is left for this process: a graph without labels, so that it keeps step.
-        stand_in = Batch.from_data_list([graphs[0]])  # pyright: ignore[reportArgumentType]
+        stand_in: Any = Batch.from_data_list(graphs[:1])
         stand_in.y = stand_in.y[:0]
         return stand_in
 
-    return DataLoader(graphs, batch_sampler=batches, collate_fn=joined)  # pyright: ignore
+    return DataLoader(graphs, batch_sampler=batches, collate_fn=joined)
 
 
 @torch.no_grad()

@@ -48,11 +48,9 @@ def pretrain_pictures(log: RunLog, module: PretrainModule, data: PretrainData, s
     block = module.masking.block
     seen = active.repeat_interleave(block, 2).repeat_interleave(block, 3).repeat_interleave(block, 4)
     d, h, w = crops.shape[2:]
-    shown = [
-        ReconstructedCrop(*(a[i, 0].cpu().numpy() for a in (crops, seen[..., :d, :h, :w], made)), spacing)
-        for spacing in [np.full(3, spacing_mm)]
-        for i in range(len(crops))
-    ]
+    image, visible, reconstruction = (a[:, 0].cpu().numpy() for a in (crops, seen[..., :d, :h, :w], made))
+    spacing = np.full(3, spacing_mm)
+    shown = [ReconstructedCrop(image[i], visible[i], reconstruction[i], spacing) for i in range(len(crops))]
     log.figure("reconstructions", reconstruction_figure(shown), "Held-out crops, hidden blocks painted in.")
 
 

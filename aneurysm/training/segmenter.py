@@ -63,5 +63,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     def sac_mask(case: PreparedCase) -> np.ndarray:
         return read_probabilities(product_path(run, case.series_uid))["aneurysm"] >= 0.5
 
-    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask, "sac": sac_mask}))
+    illustrate(
+        run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask, "sac": sac_mask})
+    )
     return {**asdict(rule), **mean_figures(table)}
