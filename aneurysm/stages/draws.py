@@ -6,6 +6,7 @@ process with twice the batch sees, and a training that goes on at step t meets w
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.utils.data import Sampler
@@ -58,5 +59,6 @@ def drawn_batches(trainer: Trainer | None, steps: int, batch: int, total: int | 
     """
     first = 0
     if trainer is not None and trainer.fit_loop.restarting:
-        first = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        first = done.processed
     return DrawnBatches(steps, batch, first, rank(), world(), total)
