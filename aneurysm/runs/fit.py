@@ -97,14 +97,16 @@ def fit(
         outcome = "failed"
         try:
             trainer.fit(module, data, ckpt_path=resume)
-            outcome = "failed" if trainer.interrupted else "success"
+            outcome = "success"
         except Preempted:
             outcome = "preempted"
             raise
+        except SystemExit as leaving:  # what Lightning makes of Ctrl-C
+            if isinstance(leaving.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
         finally:
             close_loggers(loggers, outcome)
-    if outcome == "failed":
-        raise KeyboardInterrupt
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
 

@@ -116,7 +116,8 @@ class Place:
     def run_folder(self) -> Path:
         """The folder of the run."""
         stage = self.base / "smoke" / self.stage
-        data = {json.loads(p.read_text())["data"] for p in stage.glob("*/fold_*/run.json")}
+        notes = (self.base / "smoke").glob("*/*/fold_*/run.json")
+        data = {json.loads(p.read_text())["data"] for p in notes}
         (variant,) = stage.glob(f"*-{stage_key(self.cfg(), self.stage, data.pop())}")
         return variant / f"fold_{FOLD}"
 
@@ -200,11 +201,17 @@ def at_writing(folder: Path, count: int) -> Callable[[float | None], bool]:
     """Due when the count-th half-written checkpoint is seen."""
     seen: set[tuple[str, int]] = set()
 
-    def due(began: float | None) -> bool:
+    def look() -> None:
         for part in folder.glob(".*.part.last.ckpt"):
             with suppress(FileNotFoundError):
                 seen.add((part.name, part.stat().st_ino))
-        return len(seen) >= count
+
+    look()  # what an earlier kill left half written
+    before = len(seen)
+
+    def due(began: float | None) -> bool:
+        look()
+        return len(seen) - before >= count
 
     return due
 
