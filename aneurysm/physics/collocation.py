@@ -6,6 +6,8 @@ population collapses, while retaining the top fraction every hundred steps ends 
 residual over retained points is biased upwards, so it is never reported.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -70,6 +72,30 @@ class R3Population:
         fresh = self._uniform(batch, points - kept.shape[1])
         self.indices = torch.cat((self.indices.gather(1, kept), fresh), dim=1)
         self.retained = kept.shape[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next draws depend on, for a checkpoint."""
+        return {
+            "indices": self.indices.clone(),
+            "retained": self.retained,
+            "steps": self.steps,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken from a population of another size.
+        """
+        if state["indices"].shape != self.indices.shape:
+            raise ValueError(
+                f"The state is of {tuple(state['indices'].shape)} candidates and points, "
+                f"this population has {tuple(self.indices.shape)}."
+            )
+        self.indices = state["indices"].clone()
+        self.retained, self.steps = int(state["retained"]), int(state["steps"])
+        self._generator.set_state(state["generator"])
 
     def _uniform(self, batch: int, points: int) -> Tensor:
         return torch.randint(self.pool, (batch, points), generator=self._generator)

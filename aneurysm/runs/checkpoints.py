@@ -14,6 +14,7 @@ import pickle
 import shutil
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class CheckpointFiles(CheckpointIO):
 
     def _set_aside(self) -> None:
         aside = self.last.with_name(f"damaged-{time.strftime('%Y%m%d-%H%M%S')}.ckpt")
-        if self.last.exists():  # another process of the same training may have been faster
+        with suppress(FileNotFoundError):  # another process of the same training was faster
             os.replace(self.last, aside)
             log.warning("The damaged one is kept as %s.", aside)
 

@@ -93,9 +93,12 @@ def fit(
             reload_dataloaders_every_n_epochs=1,  # data depend on (seed, epoch, index)
             gradient_clip_val=None if not module.automatic_optimization else 1.0,
         )
-        trainer.fit(module, data, ckpt_path=resume)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, data, ckpt_path=resume)
+        except SystemExit as leaving:  # what Lightning makes of Ctrl-C
+            if isinstance(leaving.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
     module.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
 

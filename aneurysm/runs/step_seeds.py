@@ -3,9 +3,11 @@
 Before every training step all generators are seeded from (seed, fold, epoch, step). Dropout, collocation
 draws and dropped metadata of a step are then the same however often the training was interrupted before it.
 The generators of all processes of a training agree: what is drawn for the whole batch (`global_batch.py`) is
-what one process would draw. Saving and restoring generator states instead would have to foresee who draws in between: data
-loaders draw a seed whenever an iterator is made, and a resumed epoch makes another one. Validation draws
-nothing that is kept: the next training step seeds again.
+what one process would draw.
+
+Saving and restoring generator states instead would have to foresee who draws in between: data loaders draw a
+seed whenever an iterator is made, and a resumed epoch makes another one. Validation draws nothing that is
+kept: the next training step seeds again.
 """
 
 import random

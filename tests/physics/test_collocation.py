@@ -45,3 +45,24 @@ def test_population_refuses_to_keep_everything():
         R3Population(1, 10, 5, retain=1.0)
     with pytest.raises(ValueError, match="every"):
         R3Population(1, 10, 5, every=0)
+
+
+def test_population_goes_on_from_a_saved_state():
+    residuals = torch.rand(30, 2, 16, generator=torch.Generator().manual_seed(3))
+
+    def population() -> R3Population:
+        return R3Population(batch=2, pool=100, points=16, every=4, seed=5)
+
+    whole, first, second = population(), population(), population()
+    for residual in residuals:
+        whole.update(residual)
+    for residual in residuals[:13]:
+        first.update(residual)
+    second.load_state_dict(first.state_dict())
+    first.update(residuals[0])  # what goes on elsewhere does not reach into the state
+    for residual in residuals[13:]:
+        second.update(residual)
+    assert torch.equal(second.indices, whole.indices)
+    assert (second.retained, second.steps) == (whole.retained, whole.steps)
+    with pytest.raises(ValueError, match="this population has"):
+        R3Population(batch=3, pool=100, points=16).load_state_dict(whole.state_dict())

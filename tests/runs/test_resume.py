@@ -257,6 +257,16 @@ def test_another_ones_handler_is_left_alone(tmp_path, settings):
             signal.signal(n, handler)
 
 
+def test_ctrl_c_is_an_interruption_of_the_command(tmp_path, settings, undisturbed):
+    cfg = settings()
+    one = Started(tmp_path, cfg, signals={(1, 2): signal.SIGINT})
+    assert one.wait() == 1
+    assert one.said.rstrip().endswith("KeyboardInterrupt")
+    assert position(tmp_path / "last.ckpt") == (1, 2)
+    assert Started(tmp_path, cfg).wait() == 0
+    assert same(tmp_path, undisturbed())
+
+
 def damaged(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":

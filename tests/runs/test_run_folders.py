@@ -39,6 +39,8 @@ def keys(tmp_path, *overrides):
         ("masking.ratio=0.7", {"pretrain", "expert", "stacker"}),
         ("stacker.rounds=9", {"stacker"}),
         ("seed=1", {"pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("ema=0.99", {"pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("checkpoint.every_steps=1", set()),
         ("fold=1", set()),
         ("logger=wandb", set()),
         ("trainer.workers=2", set()),
