@@ -14,7 +14,7 @@ class LastCheckpoint(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # With optimiser and schedule. Every process takes part, for what is spread over them; the first writes.
+        # With optimiser and schedule. All processes take part, the first one writes.
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self.path, weights_only=False)
             return

@@ -1,5 +1,6 @@
 """One fit in its run folder, going on from the last checkpoint when there is one."""
 
+import copy
 import logging
 import sys
 import time
@@ -13,8 +14,8 @@ from aneurysm.runs.checkpoints import LastCheckpoint
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import close_loggers, open_loggers
 from aneurysm.runs.progress import PlainProgress
-from aneurysm.runs.strategy import placement
-from aneurysm.stages.processes import rank
+from aneurysm.runs.strategy import is_sharded, placement
+from aneurysm.stages.processes import barrier, rank
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -48,6 +49,9 @@ def fit(
         name: of the checkpoint file, for runs that fit two networks.
     """
     started = time.monotonic()
+    whole = module
+    if is_sharded(cfg.trainer):
+        module = copy.deepcopy(whole)  # what has been sharded stays so
     seed_everything(cfg.seed * 1000 + run.fold, verbose=False)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
@@ -84,7 +88,10 @@ def fit(
         close_loggers(loggers, failed)
     if failed:
         raise KeyboardInterrupt
-    module.eval()
+    if module is not whole:
+        barrier()  # the first process has written the checkpoint, which holds the whole of it
+        whole.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    whole.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,12 +23,12 @@ from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
 from aneurysm.stages.draws import DrawnBatches
 from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
 from aneurysm.stages.processes import rank, world
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 
 SHOWN = 48  # held-out candidates in the validation curve, about
 
 
-class ExpertModule(LightningModule):
+class ExpertModule(StageModule):
     """Fits the expert on four tasks."""
 
     def __init__(
@@ -171,9 +171,7 @@ class FixedFindings(Dataset):
     def __getitem__(self, index: int) -> tuple[ExpertBatch, Target]:
         return example(self.found[index], self.settings)
 
-    def collate_or_keep_step(
-        self, items: list[tuple[ExpertBatch, Target]]
-    ) -> tuple[ExpertBatch, Target]:
+    def collate_or_keep_step(self, items: list[tuple[ExpertBatch, Target]]) -> tuple[ExpertBatch, Target]:
         """As `collate`; where nothing is left for this process, a crop without a row of targets."""
         if items:
             return collate(items)

@@ -16,8 +16,19 @@ import torch.distributed as dist
 
 from aneurysm.global_batch import rank, world
 
-__all__ = ["PATIENCE", "agreed", "anywhere", "barrier", "from_first", "gathered",
-"gathered_by_first", "neighbours", "rank", "shared", "world"]
+__all__ = [
+    "PATIENCE",
+    "agreed",
+    "anywhere",
+    "barrier",
+    "from_first",
+    "gathered",
+    "gathered_by_first",
+    "neighbours",
+    "rank",
+    "shared",
+    "world",
+]
 
 T = TypeVar("T")
 # The others may wait long while the first one prepares data; whoever started them notices a dead one.
