@@ -1,10 +1,11 @@
 """Train fold 0 of stages: `<float32 | float64> <outputs> <folder> <name:stage:override;override;...> ...`.
 
 Under torchrun it is one of two processes, else it is alone. What stages read of earlier ones are the products
-of an experiment that two processes have trained, the same in both cases: so stages can be compared one by one.
-Ends each stage with its fit.
+of an experiment that two processes have trained, the same in both cases: so stages can be compared one by
+one. Each ends with its fit. The override `graphs=n` is the number of graphs in a batch of this process.
 """
 
+import functools
 import importlib
 import sys
 import time
@@ -40,6 +41,10 @@ def doubled(batch: Any) -> Any:
     return type(batch)(map(doubled, batch)) if isinstance(batch, list | tuple) else batch
 
 
+def _with_batch(make: Any, batch: int, *arguments: Any, **settings: Any) -> Any:
+    return make(*arguments, **{**settings, "batch": batch})
+
+
 def main() -> None:
     precision, outputs, folder, *specified = sys.argv[1:]
     if precision == "float64":
@@ -49,12 +54,17 @@ def main() -> None:
         name, stage, overrides = one.split(":")
         fixed = [f"paths.outputs={outputs}", "experiment=smoke", "trainer.progress=none", "trainer=ddp"]
         two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.workers=0"]
+        chosen = [o for o in overrides.split(";") if o]
+        graphs = [int(o.split("=")[1]) for o in chosen if o.startswith("graphs=")]
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            cfg = hydra.compose("train", overrides=[*fixed, *two, *(o for o in overrides.split(";") if o)])
+            cfg = hydra.compose("train", overrides=[*fixed, *two, *(o for o in chosen if "graphs=" not in o)])
         OmegaConf.resolve(cfg)
         began = time.monotonic()
         training: Any = importlib.import_module(f"aneurysm.training.{stage}")
         fit = training.fit
+        if graphs:
+            part: Any = training.smart_net
+            part.GraphData = functools.partial(_with_batch, part.GraphData, graphs[0])
 
         def fit_alone(*arguments: Any, fit: Any = fit) -> None:
             fit(*arguments)
