@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from aneurysm.data.labels import MODALITIES
+from aneurysm.nets.no_effect import hold
 
 SLOTS = len(MODALITIES)
 
@@ -195,6 +196,7 @@ class CrossAttentionFusion(nn.Module):
         self.position = nn.Linear(12, width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
+        hold(self.key_value.bias, 0, width)  # of the keys
         self.out = nn.Linear(width, width)
         self.gate = nn.Parameter(torch.zeros(width))
 

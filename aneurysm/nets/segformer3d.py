@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.nets.no_effect import hold
 from aneurysm.nets.wavelet import pad_to_multiple
 
 Norm = Literal["batch", "instance", "group"]
@@ -85,6 +86,7 @@ class ReducedAttention(nn.Module):
         self.heads, self.reduction = heads, reduction
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
+        hold(self.key_value.bias, 0, width)  # of the keys
         self.project = nn.Linear(width, width)
         self.reduce = nn.Conv3d(width, width, reduction, reduction) if reduction > 1 else None
         self.reduce_norm = nn.LayerNorm(width) if reduction > 1 else None

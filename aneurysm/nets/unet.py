@@ -12,8 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
+
+from aneurysm.nets.no_effect import hold
 
 
 class UNet3D(nn.Module):
@@ -65,6 +68,11 @@ class UNet3D(nn.Module):
                 nn.LeakyReLU(0.01, inplace=True),
                 nn.Conv3d(detail_width, out_channels, 1),
             )
+        for block in self.body.modules():
+            if isinstance(block, Convolution) and isinstance(
+                getattr(getattr(block, "adn", None), "N", None), nn.InstanceNorm3d
+            ):
+                hold(block.conv.bias)  # pyright: ignore[reportAttributeAccessIssue]
         # Structures are rare: start at a low probability, or the first steps only learn to say no.
         last = [m for m in self.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)][-1]
         assert last.bias is not None

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from aneurysm.global_batch import rand_rows
+from aneurysm.nets.no_effect import hold
 from aneurysm.nets.wavelet import haar_low, pad_to_multiple
 
 
@@ -67,6 +68,7 @@ class WindowAttention(nn.Module):
             raise ValueError(f"Attention of width {width} cannot be split over {heads} heads: use a divisor.")
         self.heads, self.reach = heads, reach
         self.qkv = nn.Linear(width, 3 * width)
+        hold(self.qkv.bias, width, 2 * width)  # of the keys
         self.project = nn.Linear(width, width)
         side = 2 * reach - 1
         self.position_bias = nn.Parameter(torch.zeros(side, side, side, heads))

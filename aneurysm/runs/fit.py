@@ -1,5 +1,6 @@
 """One fit in its run folder, going on from the last checkpoint when there is one."""
 
+import copy
 import logging
 import sys
 import time
@@ -17,8 +18,8 @@ from aneurysm.runs.preemption import deferred
 from aneurysm.runs.progress import PlainProgress, ProgressFile
 from aneurysm.runs.record import log_of
 from aneurysm.runs.step_seeds import StepSeeds
-from aneurysm.runs.strategy import placement
-from aneurysm.stages.processes import rank
+from aneurysm.runs.strategy import is_sharded, placement
+from aneurysm.stages.processes import barrier, rank
 
 log = logging.getLogger(__name__)
 # Lightning reports devices and tips at every fit; a pipeline of many fits would drown in them.
@@ -58,6 +59,9 @@ def fit(
             written.
     """
     started = time.monotonic()
+    whole = module
+    if is_sharded(cfg.trainer):
+        module = copy.deepcopy(whole)  # what has been sharded stays so
     seed_everything(cfg.seed * 1000 + run.fold, verbose=False)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
@@ -99,7 +103,10 @@ def fit(
             if isinstance(leaving.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
-    module.eval()
+    if module is not whole:
+        barrier()  # the first process has written the checkpoint, which holds the whole of it
+        whole.load_state_dict(torch.load(files.last, map_location="cpu", weights_only=True)["state_dict"])
+    whole.eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
 
 

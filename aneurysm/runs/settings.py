@@ -40,6 +40,7 @@ _GRAPH_KEYS = (
     "min_distance_mm",
     "node_spacing_mm",
 )
+STRATEGIES = ("one", "ddp", "fsdp")  # how several processes train together
 _ALWAYS = ("prepare", "folds", "fold_seed", "seed")
 _NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap"})
 
@@ -114,6 +115,8 @@ def processes(trainer: DictConfig) -> int:
     count = int(per_machine) * machines
     if count < 1:
         raise UserError(f"trainer.devices={trainer.devices}: at least one process has to train.")
+    if trainer.strategy not in STRATEGIES:
+        raise UserError(f"trainer.strategy={trainer.strategy}: it is one of {', '.join(STRATEGIES)}.")
     if count > 1 and trainer.strategy == "one":
         raise UserError(
             f"{count} processes need a way to train together: add trainer=ddp (or trainer=fsdp), or set "

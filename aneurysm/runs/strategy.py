@@ -7,7 +7,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from omegaconf import DictConfig
 
 from aneurysm.global_batch import over_all_processes
@@ -29,19 +29,31 @@ def placement(trainer: DictConfig, module: LightningModule, files: CheckpointIO)
     if world() == 1 or not any(p.requires_grad for p in module.parameters()):
         return alone
     over_all_processes(module)
-    # Frozen parts, absent modalities and losses without labels leave parameters without a gradient. Buffers
-    # are equal everywhere without being sent: they are computed over the whole batch.
-    strategy = DDPStrategy(
-        cluster_environment=Joined(), find_unused_parameters=True, forward_sync_buffers=False
-    )
+    if is_sharded(trainer):
+        strategy: Any = ModelParallelStrategy(
+            data_parallel_size=world(), tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    else:
+        # Frozen parts, absent modalities and losses without labels leave parameters without a gradient.
+        # Buffers are equal everywhere without being sent: they are computed over the whole batch.
+        strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
     return {
         "accelerator": trainer.accelerator,
         "devices": neighbours(),
         "num_nodes": world() // neighbours(),
         "strategy": strategy,
-        "plugins": [files],
+        "plugins": [files, Joined()],
         "use_distributed_sampler": False,  # the loaders draw every process's part themselves
     }
+
+
+def is_sharded(trainer: DictConfig) -> bool:
+    """Whether every process keeps only a part of the weights and of the optimiser's state.
+
+    PyTorch's `fully_shard` through Lightning's ModelParallelStrategy: its FSDPStrategy cannot clip gradients
+    by their norm, and flattens the parameters, whose dimensions decide about their decay.
+    """
+    return trainer.strategy == "fsdp" and world() > 1
 
 
 class Joined(ClusterEnvironment):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,13 +22,13 @@ from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
 from aneurysm.stages.draws import drawn_batches, every_draw_once
 from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.workers import in_workers
 
 SHOWN = 48  # held-out candidates in the validation curve, about
 
 
-class ExpertModule(LightningModule):
+class ExpertModule(StageModule):
     """Fits the expert on four tasks."""
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -18,7 +18,7 @@ from aneurysm.nets.reconstruction import MaskedReconstruction, mean_error
 from aneurysm.stages.draws import DrawnBatches, drawn_batches
 from aneurysm.stages.patches import network_patch
 from aneurysm.stages.processes import rank, world
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import case_at, fit_in_memory
 from aneurysm.stages.workers import in_workers
 
@@ -26,7 +26,7 @@ from aneurysm.stages.workers import in_workers
 AUGMENTATION = Augmentation(flip_chance=0.5)
 
 
-class PretrainModule(LightningModule):
+class PretrainModule(StageModule):
     """Masked reconstruction: hide blocks, reconstruct them, learn from hidden voxels alone.
 
     With `AnatoMask` a teacher, the moving average of the network, says which blocks are hard.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +22,7 @@ from aneurysm.stages.patches import (
     vessel_voxels,
 )
 from aneurysm.stages.processes import rank, world
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
 from aneurysm.stages.workers import in_workers
 
@@ -33,7 +33,7 @@ AUGMENTATION = Augmentation(flip_chance=0.5)
 TARGETS = {"vessel": (vessel_patch, vessel_voxels), "aneurysm": (aneurysm_patch, aneurysm_voxels)}
 
 
-class SegmentationModule(LightningModule):
+class SegmentationModule(StageModule):
     """Fits a voxel classifier with one sigmoid channel per structure; unknown channels do not count."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch, Data
@@ -25,7 +25,7 @@ from aneurysm.losses.classification import BinaryLoss
 from aneurysm.stages.draws import DrawnBatches, drawn_batches, every_draw_once
 from aneurysm.stages.processes import world
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
-from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
+from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import View, network_image, probability_volume
 from aneurysm.vessels.candidates import Candidate, label_nodes, propose
 from aneurysm.vessels.cleanup import clean_mask
@@ -77,7 +77,7 @@ def vessel_graph(
     return with_features(graph, probability, grid)
 
 
-class GraphModule(LightningModule):
+class GraphModule(StageModule):
     """Fits the node scores of the vessel graph; unknown nodes (NaN) do not count."""
 
     def __init__(self, net: nn.Module, lr: float, total_steps: int) -> None:

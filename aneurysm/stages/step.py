@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,19 @@ Sums = dict[str, tuple[Tensor, int]]  # name -> sum of value times batch size, s
 def epoch_sums(module: LightningModule, split: str) -> Sums:
     """What the steps of the running epoch have added up for its means."""
     return module.__dict__.setdefault("_epoch_sums", {}).setdefault(split, {})
+
+
+class StageModule(LightningModule):
+    """A LightningModule whose networks can be spread over processes."""
+
+    def configure_model(self) -> None:
+        """Under `trainer=fsdp` every process keeps a part of each network and of what optimises it."""
+        if self._device_mesh is None:
+            return
+        for part in self.children():
+            if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
+                # Also after a forward pass without a backward one: a teacher's average is taken of parts.
+                fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True)
 
 
 def log_step(module: LightningModule, output: StepOutput, split: str, batch_size: int) -> Tensor:
