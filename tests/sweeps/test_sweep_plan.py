@@ -29,10 +29,10 @@ def launched(arguments, monkeypatch, tmp_path):
     ("arguments", "jobs"),
     [
         (["stage=expert", "oscillator_dim=2,4", "fold=range(0,2)"], 4),
-        (["stage=vessel", "loss=glob([d,c]*)"], 2),
+        (["stage=vessel", "loss=glob(*tversky)"], 2),
         (["smart_net.flips=[w],[d,h]", "experiment_name='a b'", "trainer=gpu"], 2),
         (["stage=pretrain", "fold=1", "hydra.verbose=false"], 1),
-        (["fold=choice(null,0)", "hydra.sweeper.params={oscillator_dim:'2,4'}"], 4),
+        (["fold=null,0", "hydra.sweeper.params={oscillator_dim:'2,4'}"], 4),
     ],
 )
 def test_the_plan_lists_the_jobs_that_hydra_launches(arguments, jobs, monkeypatch, tmp_path):
