@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 def arguments(outputs: Path, *overrides: str) -> list[str]:
     """A multirun of the cheapest stage; later overrides win."""
     fixed = ["experiment=smoke", f"paths.outputs={outputs}", "stage=pretrain", "trainer.progress=none"]
+    fixed += ["data.jobs=1"]  # eight phantoms are made sooner than another process starts
     return [sys.executable, str(ROOT / "train.py"), "-m", *fixed, *overrides]
 
 
@@ -33,7 +35,11 @@ def start(outputs: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def finished(process: subprocess.Popen[str], timeout: float) -> str:
     """Wait for a sweep that should succeed; what it said."""
-    said, _ = process.communicate(timeout=timeout)
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 0, said
     return said
 
