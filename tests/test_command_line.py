@@ -20,6 +20,9 @@ def test_the_plain_command_is_accepted():
         ["experiment=phantom_full"],
         ["-m", "stage=expert", "oscillator_dim=2,4,8", "fold=0,1,2"],
         ["-m", "stage=expert", "fusion=early,mean", "hydra/launcher=basic"],
+        ["-m", "stage=expert", "fold=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["-m", "fold=0,1", "hydra/launcher=submitit_local"],
+        ["-m", "fold=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "failed=skip"],
     ],
 )
 def test_documented_commands_are_accepted(overrides):
@@ -38,6 +41,8 @@ def test_documented_commands_are_accepted(overrides):
         ("+unread=1", "nothing would read it"),
         ("data=rsna", "data.root"),
         ("fold", "fold"),
+        ("hydra/launcher=jobib", "Did you mean 'joblib'"),
+        ("hydra/launcher=slurm", "submitit_slurm"),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest_right_word(override, expected):

@@ -27,11 +27,13 @@ from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.sweeps.locks import is_held
 from aneurysm.sweeps.marks import data_mark, settings_mark
-from aneurysm.sweeps.plan import Plan, PlannedJob
+from aneurysm.sweeps.plan import Plan, PlannedJob, read_plan
 
 log = logging.getLogger(__name__)
 
 _current: ContextVar["Job | None"] = ContextVar("current job of a sweep", default=None)
+# Tells the processes that a job starts, to train together, whose work they do.
+_PLACE = "ANEURYSM_SWEEP_JOB"
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,18 @@ class Job:
     def running(self, settings: dict[str, Any]) -> Iterator[None]:
         """Note that the job runs; a job that is left by an exception is noted as failed or interrupted."""
         fresh = Record(self.planned.id, self.planned.label, list(self.planned.overrides), "running")
-        self.record = replace(fresh, attempts=self.record.attempts)
-        self._write(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            began=_now(),
-            attempts=self.record.attempts + 1,
-            settings_mark=settings_mark(settings),
+        self._save(
+            replace(
+                fresh,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                began=_now(),
+                attempts=self.record.attempts + 1,
+                settings_mark=settings_mark(settings),
+            )
         )
         started, token = time.monotonic(), _current.set(self)
+        os.environ[_PLACE] = json.dumps([str(self.plan.folder), self.planned.id])
 
         def end(state: str, **more: Any) -> None:
             self._write(state=state, ended=_now(), seconds=round(time.monotonic() - started, 1), **more)
@@ -124,6 +129,7 @@ class Job:
             raise
         finally:
             _current.reset(token)
+            os.environ.pop(_PLACE, None)
 
     def scored(self, score: float) -> None:
         """Note the figure by which the sweep compares its jobs."""
@@ -137,28 +143,57 @@ class Job:
         self._write(runs=runs, trained=trained)
 
     def _write(self, **changes: Any) -> None:
-        self.record = replace(self.record, **changes)
+        # The run folders may have been noted by a process that trains for this one.
+        now = read_record(self.plan, self.planned) or self.record
+        self._save(replace(now, **changes))
+
+    def _save(self, record: Record) -> None:
+        self.record = record
         with replacing(record_path(self.plan, self.planned.id)) as part:
-            part.write_text(json.dumps(asdict(self.record), indent=1, default=str))
+            part.write_text(json.dumps(asdict(record), indent=1, default=str))
+
+
+def current_job() -> Job | None:
+    """The job of a sweep that this process does, or that the process which started it does."""
+    job = _current.get()
+    place = os.environ.get(_PLACE)
+    if job is None and place is not None:
+        folder, id = json.loads(place)
+        plan = read_plan(Path(folder))
+        job = next((Job(plan, planned) for planned in plan.jobs if planned.id == id), None)
+    return job
 
 
 def uses_run(folder: Path, trains: bool) -> None:
     """Tell the sweep's record which run folder its job needs; outside a sweep nothing happens."""
-    if (job := _current.get()) is not None:
+    if is_first_process() and (job := current_job()) is not None:
         job.uses(folder, trains)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for those that train together; asked before they have met."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return not several or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def command_line() -> str:
     """The command that does again what this process does: the job of the sweep, or the whole command."""
-    job = _current.get()
+    job = current_job()
     arguments = list(job.planned.overrides) if job is not None else sys.argv[1:]
-    return shlex.join([*program(), *arguments])
-
-
-def program() -> list[str]:
-    """How this program was called, such as `python train.py`."""
+    called = program_of(job.plan.command) if job is not None else None
     name = sys.argv[0]
-    return ["python", name] if name.endswith(".py") else [name]
+    return shlex.join([*(called or (["python", name] if name.endswith(".py") else [name])), *arguments])
+
+
+def program_of(command: str) -> list[str]:
+    """The words of a command before its arguments, such as `python train.py`."""
+    words = shlex.split(command)
+    for n, word in enumerate(words):
+        if n and (word.startswith("-") or "=" in word):
+            return words[:n]
+    return words
 
 
 def read_record(plan: Plan, job: PlannedJob) -> Record | None:

@@ -4,13 +4,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from aneurysm.sweeps.expand import expand
-from aneurysm.sweeps.jobs import Job, command_line, look
+from aneurysm.sweeps.jobs import Job, command_line, is_first_process, look
 from aneurysm.sweeps.overview import sweep_status
 from aneurysm.sweeps.plan import Plan, open_plan
 from aneurysm.sweeps.tables import failures_table, print_table
@@ -36,7 +37,7 @@ def begin(config_folder: Path, config_name: str, arguments: list[str]) -> Plan:
 
 def run_job(
     plan: Plan,
-    run: Callable[[DictConfig], Any],
+    run: Callable[[DictConfig], float],
     cfg: DictConfig,
     overrides: Sequence[str],
     died: Mapping[str, int],
@@ -52,23 +53,30 @@ def run_job(
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     job = Job(plan, plan.job(overrides))
-    name = job.planned.label
-    with job.alone():
-        if not cfg.force and job.is_done(settings):
-            log.info("%s  is finished, skipped", name)
+    first = is_first_process()  # of several that train together; only it holds the job and writes
+    with job.alone() if first else nullcontext():
+        if (reason := _why_not(job, settings, died)) is not None:
+            if first:
+                log.info("%s  %s", job.planned.label, reason)
             return math.nan if job.record.score is None else job.record.score
-        if cfg.failed == "skip" and job.record.state == "failed":
-            log.info("%s  failed before and is skipped (failed=skip): %s", name, job.record.error)
-            return math.nan
-        if died.get(job.planned.id, 0) > 1:
-            log.info("%s  is left: its process died twice", name)
-            return math.nan
-        log.info("%s", name)
+        if not first:
+            return float(run(cfg))
+        log.info("%s", job.planned.label)
         with job.running(settings):
-            score = run(cfg)
-            score = float(score) if isinstance(score, int | float) else math.nan
+            score = float(run(cfg))
             job.scored(score)
         return score
+
+
+def _why_not(job: Job, settings: dict[str, Any], died: Mapping[str, int]) -> str | None:
+    """Why a job is not run now, or None."""
+    if not settings["force"] and job.is_done(settings):
+        return "is finished, skipped"
+    if settings["failed"] == "skip" and job.record.state == "failed":
+        return f"failed before and is skipped (failed=skip): {job.record.error}"
+    if died.get(job.planned.id, 0) > 1:
+        return "is left: its process died twice"
+    return None
 
 
 def goes_on(plan: Plan, arguments: Sequence[str], died: Counter[str]) -> bool:
@@ -91,6 +99,8 @@ def conclude(plan: Plan) -> bool:
     """Say how a sweep ended; whether all its jobs are done."""
     status = sweep_status(plan)
     done = status.count("done")
+    if not is_first_process():
+        return done == len(status.jobs)
     log.info("Sweep: %d of %d jobs done", done, len(status.jobs))
     if done == len(status.jobs):
         return True

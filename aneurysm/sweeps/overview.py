@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from aneurysm.data.errors import UserError
-from aneurysm.sweeps.jobs import Record, look
+from aneurysm.sweeps.jobs import Record, look, program_of
 from aneurysm.sweeps.locks import is_held
 from aneurysm.sweeps.plan import Plan, PlannedJob, find_plans
 
@@ -150,7 +150,7 @@ def sweep_status(plan: Plan) -> Group:
 
 def _job(plan: Plan, job: PlannedJob, record: Record | None, state: str) -> JobStatus:
     stage = next((o.split("=", 1)[1] for o in job.overrides if o.startswith("stage=")), "all")
-    command = shlex.join([*_program(plan.command), *job.overrides])
+    command = shlex.join([*program_of(plan.command), *job.overrides])
     if record is None:
         return JobStatus(job.label, state, stage, command)
     progress = None
@@ -240,12 +240,3 @@ def _json(path: Path) -> dict[str, Any] | None:
 def _is_experiment(folder: Path) -> bool:
     found = (*folder.glob("sweeps/*/plan.json"), *folder.glob("*/*/fold_*/run.json"))
     return bool(found)
-
-
-def _program(command: str) -> list[str]:
-    """The words of a command before its arguments."""
-    words = shlex.split(command)
-    for n, word in enumerate(words):
-        if n and (word.startswith("-") or "=" in word):
-            return words[:n]
-    return words

@@ -1,6 +1,7 @@
 """The plan of a sweep: the jobs that Hydra runs, under an id that the same command finds again."""
 
 import json
+import shutil
 
 import hydra
 import pytest
@@ -12,12 +13,12 @@ from aneurysm.sweeps.expand import expand
 from aneurysm.sweeps.plan import find_plans, open_plan, planned_jobs, read_plan
 
 
-def launched(arguments, monkeypatch, tmp_path):
+def launched(arguments, monkeypatch, tmp_path, folder=None):
     """Overrides of the jobs that Hydra itself launches for this command."""
     seen = []
     monkeypatch.setattr("sys.argv", ["train.py", "-m", f"hydra.sweep.dir={tmp_path}", *arguments])
 
-    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
+    @hydra.main(version_base="1.3", config_path=str(folder or config_folder()), config_name="train")
     def application(cfg):
         seen.append(list(HydraConfig.get().overrides.task))
 
@@ -29,10 +30,9 @@ def launched(arguments, monkeypatch, tmp_path):
     ("arguments", "jobs"),
     [
         (["stage=expert", "oscillator_dim=2,4", "fold=range(0,2)"], 4),
-        (["stage=vessel", "loss=glob([d,c]*)"], 2),
+        (["stage=vessel", "loss=glob(*tversky)"], 2),
         (["smart_net.flips=[w],[d,h]", "experiment_name='a b'", "trainer=gpu"], 2),
         (["stage=pretrain", "fold=1", "hydra.verbose=false"], 1),
-        (["fold=choice(null,0)", "hydra.sweeper.params={oscillator_dim:'2,4'}"], 4),
     ],
 )
 def test_the_plan_lists_the_jobs_that_hydra_launches(arguments, jobs, monkeypatch, tmp_path):
@@ -41,9 +41,27 @@ def test_the_plan_lists_the_jobs_that_hydra_launches(arguments, jobs, monkeypatc
     assert len(planned) == jobs
 
 
+def test_a_sweep_that_an_experiment_file_asks_for_is_planned_too(monkeypatch, tmp_path):
+    conf = shutil.copytree(config_folder(), tmp_path / "conf")
+    (conf / "experiment" / "dims.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params: {oscillator_dim: '2,4', fold: '0,1'}\n"
+    )
+    arguments = ["experiment=dims", "fold=null"]  # the command line overrules the file
+    planned = expand(conf, "train", arguments).overrides
+    assert planned == launched(arguments, monkeypatch, tmp_path, conf)
+    assert [sorted(job)[-1] for job in planned] == ["oscillator_dim=2", "oscillator_dim=4"]
+
+
 def test_the_place_of_the_plan_does_not_depend_on_what_is_swept(tmp_path):
     fixed = [f"paths.outputs={tmp_path}", "experiment=smoke"]
     assert expand(config_folder(), "train", [*fixed, "data=phantom,folder"]).experiment == tmp_path / "smoke"
+
+
+@pytest.mark.parametrize("wrong", ["hydra.launcher.n_job=2", "fusion=late"])
+def test_what_does_not_fit_is_one_sentence(wrong):
+    with pytest.raises(UserError) as error:
+        expand(config_folder(), "train", ["fold=0,1", "hydra/launcher=joblib", wrong])
+    assert wrong.split("=")[0].rsplit(".")[-1] in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_sweep_over_an_interval_is_sent_to_the_search():

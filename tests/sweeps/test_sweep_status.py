@@ -245,3 +245,22 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path):
     os.kill(other.pid, 9)
     other.wait()
     assert not is_held(lock)
+
+
+def test_the_processes_of_one_job_note_their_folders_in_its_record(plan):
+    code = (
+        "import sys; from pathlib import Path; from aneurysm.sweeps.jobs import command_line, uses_run\n"
+        "uses_run(Path(sys.argv[1]), trains=True); print(command_line())"
+    )
+    job = Job(plan, plan.jobs[2])
+    with job.alone(), job.running(SETTINGS):
+        for rank in ("0", "1"):
+            folder = plan.experiment / "vessel" / f"of-process-{rank}" / "fold_2"
+            worker = [sys.executable, "-c", code, str(folder)]
+            environment = {**os.environ, "RANK": rank}
+            said = subprocess.run(worker, check=True, capture_output=True, text=True, env=environment)
+            assert said.stdout.strip() == "python train.py stage=vessel fold=2"
+        job.scored(0.25)
+    record = read_record(plan, plan.jobs[2])
+    assert record is not None and (record.state, record.score) == ("done", 0.25)
+    assert record.trained == ["vessel/of-process-0/fold_2"]
