@@ -77,8 +77,8 @@ OTHER_KERNEL = {
 }
 # Not in that list; what happens depends on the attention kernel that CUDA picks for shapes and mask.
 ATTENTION = "scaled_dot_product"
-WHY = """Many threads add into one place with atomic additions, in whatever order they arrive, and floating point
-sums depend on the order. With convolutions it is cuDNN's choice of algorithm."""
+WHY = """Many threads add into one place with atomic additions, in whatever order they arrive, and floating
+point sums depend on the order. With convolutions it is cuDNN's choice of algorithm."""
 STAGES = ("pretrain", "vessel", "segmenter", "smart_net", "expert")
 
 
@@ -218,13 +218,13 @@ only a part of the spread.
 ## Operations of the training steps
 
 Found by listing every operation of two training steps per stage (forward, backward, optimiser) with the
-default networks, and comparing the list with the documentation of `torch.use_deterministic_algorithms`
-of torch 2.13. It was made on a CPU, without a GPU at hand: it says where differences can come from, not
+default networks (pretraining with AnatoMask, whose teacher does more), and comparing the list with the
+documentation of `torch.use_deterministic_algorithms` of torch 2.13. It was made on a CPU, without a GPU at hand: it says where differences can come from, not
 how large they are. The stacker's trees grow on the CPU, with a seed and one thread.
 """
-BOTTOM = """Attention (`scaled_dot_product_attention`) is used by: {attention}. It is not in PyTorch's list, because
-the kernel depends on shapes, mask and precision; the backward passes of the flash and memory-efficient
-kernels add atomically unless deterministic algorithms are asked for.
+BOTTOM = """Attention (`scaled_dot_product_attention`) is used by: {attention}. It is not in PyTorch's list,
+because the kernel depends on shapes, mask and precision; the backward passes of the flash and
+memory-efficient kernels add atomically unless deterministic algorithms are asked for.
 
 Written by `python benchmarks/determinism.py --write docs/determinism.md`.
 """
