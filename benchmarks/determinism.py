@@ -219,8 +219,9 @@ only a part of the spread.
 
 Found by listing every operation of two training steps per stage (forward, backward, optimiser) with the
 default networks (pretraining with AnatoMask, whose teacher does more), and comparing the list with the
-documentation of `torch.use_deterministic_algorithms` of torch 2.13. It was made on a CPU, without a GPU at hand: it says where differences can come from, not
-how large they are. The stacker's trees grow on the CPU, with a seed and one thread.
+documentation of `torch.use_deterministic_algorithms` of torch 2.13. It was made on a CPU, without a GPU
+at hand: it says where differences can come from, not how large they are. The stacker's trees grow on
+the CPU, with a seed and one thread.
 """
 BOTTOM = """Attention (`scaled_dot_product_attention`) is used by: {attention}. It is not in PyTorch's list,
 because the kernel depends on shapes, mask and precision; the backward passes of the flash and
