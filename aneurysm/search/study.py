@@ -66,7 +66,7 @@ def open_study(
     except (OSError, ImportError, ValueError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(f"The study cannot be stored in {storage}: {error}") from error
     with watch.turn():
-        study = optuna.create_study(study_name=name, storage=kept, direction=direction, load_if_exists=True)
+        study = optuna.create_study(study_name=name, storage=kept, direction=direction,  # pyright: ignore[reportArgumentType] load_if_exists=True)
         before = study.user_attrs.get("identity")
         if before is None:
             study.set_user_attr("identity", identity)
