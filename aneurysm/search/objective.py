@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import numpy as np
@@ -31,7 +31,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose("train", overrides=list(overrides))
 
 
-def score_of(stage: str) -> tuple[str, str]:
+def score_of(stage: str) -> tuple[str, Literal["minimize", "maximize"]]:
     """Name of a stage's score, and whether to minimize or maximize it."""
     name = SCORE.get(stage, RSNA_SCORE)
     return name, "minimize" if name in _MINIMISED else "maximize"

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
@@ -30,6 +30,7 @@ SAMPLERS = ("tpe", "gp", "random", "qmc")
 HEARTBEAT = 30  # seconds; a worker that is silent for four of them is taken for dead
 WAIT = 2.0  # seconds between two looks at a study whose last trials run elsewhere
 
+Direction = Literal["minimize", "maximize"]
 Objective = Callable[[optuna.Trial, Sequence[str]], float]
 
 
@@ -48,7 +49,7 @@ class _JournalLock:
 
 
 def open_study(
-    name: str, storage: str | Path, folder: Path, direction: str, identity: dict[str, Any]
+    name: str, storage: str | Path, folder: Path, direction: Direction, identity: dict[str, Any]
 ) -> tuple[optuna.Study, Watch]:
     """Open or begin a study.
 
@@ -66,7 +67,7 @@ def open_study(
     except (OSError, ImportError, ValueError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(f"The study cannot be stored in {storage}: {error}") from error
     with watch.turn():
-        study = optuna.create_study(study_name=name, storage=kept, direction=direction,  # pyright: ignore[reportArgumentType] load_if_exists=True)
+        study = optuna.create_study(study_name=name, storage=kept, direction=direction, load_if_exists=True)
         before = study.user_attrs.get("identity")
         if before is None:
             study.set_user_attr("identity", identity)
