@@ -106,6 +106,8 @@ def parse_space(overrides: Sequence[str]) -> tuple[list[str], list[Parameter]]:
         except HydraException as error:
             raise UserError(f"cannot read the override {text!r}: {str(error).splitlines()[0]}") from error
         key = override.get_key_element()
+        if key.startswith("hydra"):
+            raise UserError(f"{text}: a search has no launcher; start its command as often as you like.")
         fixed.pop(key, None)
         space.pop(key, None)
         if override.is_sweep_override():
