@@ -120,12 +120,11 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
         return f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}"
     if problem := _launcher_problem(parsed):
         return problem
-    groups = [p for p in parsed if _is_group(p.key_or_group)]
-    if problem := _list_problem(groups):
+    if problem := _list_problem([p for p in parsed if _is_group(p.key_or_group)]):
         return problem
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
-            base = hydra.compose(config_name, overrides=[_first_value(p) for p in groups])
+            base = _compose_groups(config_name, parsed)
         except (HydraException, OmegaConfBaseException) as error:
             return _option_problem(parsed, str(error))
         known = _keys(base)
@@ -138,7 +137,7 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
                 hint = f" Did you mean {near[0]!r}?" if near else " See --help for the keys."
                 return f"there is no configuration key {key!r}, so nothing would read it.{hint}"
         if not sweep:
-            if swept := _recipe_sweep(config_name, parsed):
+            if swept := _recipe_sweep(base, parsed):
                 keys = " and ".join(key for key, _ in swept)
                 return f"this experiment is a sweep over {keys}: add -m, or give each of them one value."
             try:
@@ -158,14 +157,19 @@ def recipe_sweep(config_name: str, overrides: Sequence[str]) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return [f"{key}={values}" for key, values in _recipe_sweep(config_name, parsed)]
+        base = _compose_groups(config_name, parsed)
+    return [f"{key}={values}" for key, values in _recipe_sweep(base, parsed)]
 
 
-def _recipe_sweep(config_name: str, parsed: Sequence[Any]) -> list[tuple[str, str]]:
+def _compose_groups(config_name: str, parsed: Sequence[Any]) -> DictConfig:
+    """The configuration with the chosen options, the first of several, and with Hydra's own part."""
     groups = [_first_value(p) for p in parsed if _is_group(p.key_or_group)]
-    cfg = hydra.compose(config_name, overrides=groups, return_hydra_config=True)
+    return hydra.compose(config_name, overrides=groups, return_hydra_config=True)
+
+
+def _recipe_sweep(base: DictConfig, parsed: Sequence[Any]) -> list[tuple[str, str]]:
     given = {p.get_key_element() for p in parsed}
-    return [(k, str(v)) for k, v in (cfg.hydra.sweeper.params or {}).items() if k not in given]
+    return [(k, str(v)) for k, v in (base.hydra.sweeper.params or {}).items() if k not in given]
 
 
 def log_to_terminal() -> None:
@@ -259,7 +263,8 @@ def _list_problem(groups: list[Any]) -> str | None:
 
 def _keys(cfg: DictConfig) -> set[str]:
     """Every dotted key of the configuration, branches included."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    plain.pop("hydra", None)
     found: set[str] = set()
 
     def walk(node: Any, path: str) -> None:

@@ -5,12 +5,14 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import numpy as np
 import optuna
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from aneurysm.command_line import config_folder, override_problem, recipe_sweep
 from aneurysm.data.errors import UserError
@@ -29,7 +31,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose("train", overrides=list(overrides))
 
 
-def score_of(stage: str) -> tuple[str, str]:
+def score_of(stage: str) -> tuple[str, Literal["minimize", "maximize"]]:
     """Name of a stage's score, and whether to minimize or maximize it."""
     name = SCORE.get(stage, RSNA_SCORE)
     return name, "minimize" if name in _MINIMISED else "maximize"
@@ -54,16 +56,20 @@ class Search:
 
     def __init__(self, arguments: Sequence[str], prune: bool = False) -> None:
         fixed, _ = parse_space(arguments)
-        _refuse(override_problem("train", ["-m", *fixed]))
-        # Of a key the last counts: the command line stands before the recipe.
-        self.fixed, self.space = parse_space([*recipe_sweep("train", fixed), *arguments])
+        try:
+            recipe = recipe_sweep("train", fixed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(override_problem("train", ["-m", *fixed]) or str(error)) from error
+        # Of a key the last counts: the command line wins over the recipe.
+        self.fixed, self.space = parse_space([*recipe, *arguments])
         if not self.space:
             raise UserError(
                 "nothing to search: give a parameter several values, as oscillator_dim=choice(2,4,8) or "
                 "'expert.lr=tag(log,interval(1e-4,1e-2))'."
             )
         first = [p.ends[0] for p in self.space]
-        _refuse(override_problem("train", [*self.fixed, *first]))
+        if problem := override_problem("train", [*self.fixed, *first]):
+            raise UserError(problem)
         self.cfg = compose([*self.fixed, *first])
         self.stage = str(self.cfg.stage)
         self.folds = list(range(int(self.cfg.folds))) if self.cfg.fold is None else [int(self.cfg.fold)]
@@ -74,12 +80,16 @@ class Search:
     def _check_parameters(self, first: list[str]) -> None:
         key = self._key(self.cfg)
         for i, parameter in enumerate(self.space):
-            values = (
-                [f"{parameter.key}={v}" for v in parameter.values] if isinstance(parameter, Choice) else []
-            )
-            for value in (*values, parameter.ends[1]):
-                _refuse(override_problem("train", [*self.fixed, *first[:i], value, *first[i + 1 :]]))
-            other = compose([*self.fixed, *first[:i], parameter.ends[1], *first[i + 1 :]])
+            # Of the options of a group each may be misspelt or lack a key that another parameter varies.
+            names = parameter.values if isinstance(parameter, Choice) else ()
+            last = parameter.ends[1]
+            other = self.cfg
+            for value in dict.fromkeys((*(f"{parameter.key}={name}" for name in names), last)):
+                given = [*self.fixed, *first[:i], value, *first[i + 1 :]]
+                try:
+                    other = compose(given)
+                except (HydraException, OmegaConfBaseException) as error:
+                    raise UserError(override_problem("train", given) or str(error)) from error
             if parameter.ends[0] != parameter.ends[1] and self._key(other) == key:
                 raise UserError(
                     f"stage={self.stage} does not read {parameter.key}: all its values would be one run."
@@ -142,8 +152,3 @@ class Search:
 def parameters_of(space: Sequence[Parameter], params: dict[str, Any]) -> list[str]:
     """The overrides of a trial from the values that the study keeps."""
     return [f"{p.key}={params[p.key] if isinstance(p, Choice) else repr(params[p.key])}" for p in space]
-
-
-def _refuse(problem: str | None) -> None:
-    if problem:
-        raise UserError(problem)

@@ -106,7 +106,10 @@ def parse_space(overrides: Sequence[str]) -> tuple[list[str], list[Parameter]]:
         except HydraException as error:
             raise UserError(f"cannot read the override {text!r}: {str(error).splitlines()[0]}") from error
         key = override.get_key_element()
-        fixed.pop(key, None), space.pop(key, None)
+        if key.startswith("hydra"):
+            raise UserError(f"{text}: a search has no launcher; start its command as often as you like.")
+        fixed.pop(key, None)
+        space.pop(key, None)
         if override.is_sweep_override():
             space[key] = _parameter(override)
         else:
@@ -115,7 +118,8 @@ def parse_space(overrides: Sequence[str]) -> tuple[list[str], list[Parameter]]:
 
 
 def _parameter(override: Override) -> Parameter:
-    key, value = override.get_key_element(), override.value()
+    key: str = override.get_key_element()
+    value: Any = override.value()
     reason = _NOT_SEARCHED.get(key.split(".")[0].lstrip("+"))
     if reason:
         raise UserError(f"a search over {key} makes no sense: {reason}.")

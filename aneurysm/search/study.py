@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
@@ -30,6 +30,7 @@ SAMPLERS = ("tpe", "gp", "random", "qmc")
 HEARTBEAT = 30  # seconds; a worker that is silent for four of them is taken for dead
 WAIT = 2.0  # seconds between two looks at a study whose last trials run elsewhere
 
+Direction = Literal["minimize", "maximize"]
 Objective = Callable[[optuna.Trial, Sequence[str]], float]
 
 
@@ -48,7 +49,7 @@ class _JournalLock:
 
 
 def open_study(
-    name: str, storage: str | Path, folder: Path, direction: str, identity: dict[str, Any]
+    name: str, storage: str | Path, folder: Path, direction: Direction, identity: dict[str, Any]
 ) -> tuple[optuna.Study, Watch]:
     """Open or begin a study.
 

@@ -74,6 +74,7 @@ def test_single_values_are_fixed_and_the_last_word_counts():
         ("expert.lr=tag(log,interval(0,1))", "logarithmic"),
         ("expert.lr=tag(log,range(1,9,2))", "step"),
         ("fusion=glob(*)", "one by one"),
+        ("hydra/launcher=joblib", "as often as you like"),
         ("expert.lr=interval(1", "cannot read"),
     ],
 )
