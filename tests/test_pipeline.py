@@ -297,3 +297,24 @@ def test_train_refuses_a_wrong_command_in_one_sentence(tmp_path, arguments, expe
     assert result.returncode != 0
     assert expected in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_real_experiment_is_compared_without_its_data(outputs, tmp_path):
+    from aneurysm.compare.comparison import compare
+    from aneurysm.compare.read import State, read_experiments
+
+    # Only what the runs left: no scans, no prepared cases.
+    folder = tmp_path / "smoke"
+    shutil.copytree(outputs / "smoke", folder, ignore=shutil.ignore_patterns("products", "*.ckpt", "bundle"))
+    stages = {s.stage: s for s in compare(read_experiments([folder]))}
+    assert list(stages) == ["pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"]
+    for stage in stages.values():
+        usual = next(v for v in stage.variants if v.count(State.FINISHED) == 2)
+        assert all(run.figures["peak_memory_mb"] > 100 for run in usual.runs)
+    reported = json.loads((outputs / "smoke" / "report" / "metrics.json").read_text())["figures"]
+    score = next(row["value"] for row in reported if "RSNA" in row["figure"])
+    (level,) = stages["stacker"].scans.values()
+    if score is None:
+        assert np.isnan(level.value["rsna_score"])
+    else:
+        assert level.value["rsna_score"] == pytest.approx(score, abs=1e-6)

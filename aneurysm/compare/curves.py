@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 CURVE = "val/loss"
 _POINTS = 40
@@ -26,7 +27,7 @@ def loss_curve(folder: Path) -> list[float]:
     return values[::-1][::step][::-1]  # the last epoch stays
 
 
-def _rows(folder: Path) -> Iterable[Mapping[str, object]]:
+def _rows(folder: Path) -> Iterable[Mapping[str, Any]]:
     try:
         local = folder / "metrics.jsonl"
         if local.is_file() and local.stat().st_size <= _LARGEST:
@@ -43,7 +44,7 @@ def _rows(folder: Path) -> Iterable[Mapping[str, object]]:
         return
 
 
-def _object(line: str) -> Mapping[str, object] | None:
+def _object(line: str) -> Mapping[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:

@@ -21,7 +21,6 @@ from aneurysm.compare.scans import ScanLevel
 from aneurysm.compare.settings import ABSENT, Value, text
 from aneurysm.compare.statistics import Difference
 from aneurysm.compare.tables import cost
-from aneurysm.compare.terminal import sentences
 from aneurysm.data.files import replacing
 
 # In the order in which they build on each other; one script, so that one hash admits it.
@@ -109,7 +108,6 @@ def _stage(stage: StageComparison, curves: bool) -> dict[str, Any]:
         "runs": [
             _run(run, i, curves) for i, v in enumerate(stage.variants) for run in v.runs
         ] + [_run(run, None, False) for run in stage.damaged],
-        "sentences": sentences(stage, None),
         "scans": {str(i): _scan_level(level) for i, level in stage.scans.items()},
     }  # fmt: skip
 
@@ -131,7 +129,6 @@ def _ranking(stage: StageComparison, ranking: Ranking) -> dict[str, Any]:
         "best": ranking.best,
         "reference": ranking.reference,
         "named": ranking.named,
-        "sentences": sentences(stage, ranking),
         "rows": [
             [e.mean, e.sd, e.low, e.high, e.n, *_difference(d)]
             for e, d in zip(ranking.estimates, ranking.differences, strict=True)

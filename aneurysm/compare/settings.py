@@ -96,11 +96,9 @@ def _differs(name: str, variants: Sequence[Mapping[str, Value]], above: list[str
 
 def _comparable(value: Value) -> tuple[str, Value]:
     """1 and 1.0 are one value, 1 and True are two."""
-    return ("number", float(value)) if _is_number(value) else (type(value).__name__, value)
-
-
-def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number", float(value)
+    return type(value).__name__, value
 
 
 def options_of(settings: Mapping[str, Any], path: str = "") -> list[str]:

@@ -7,7 +7,13 @@ The trainings of a cross-validation share patients, so its repeats are not indep
 is too narrow. The corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003; for repeated
 cross-validation Bouckaert and Frank, PAKDD 2004) widens it:
 
-    var(mean) = (1/n + n_test/n_train) s^2,   n_test/n_train = 1/(k - 1),   t with n - 1 degrees of freedom
+    var(mean) = (1/n + n_test/n_train) s^2,   n_test/n_train = 1/(k - 1)
+
+Seeds of one fold are tested on the same patients: five seeds of four folds are not twenty independent
+repeats. Where folds differ more than seeds do, t has fewer than n - 1 degrees of freedom, down to k - 1
+(Satterthwaite, Biometrics Bulletin 2, 1946, on the sums of squares between folds B and within folds W):
+
+    nu = (B + W)^2 / (B^2 / (k - 1) + W^2 / (n - k)),   n - 1 with one seed
 
 Many comparisons are corrected by Holm (Scandinavian Journal of Statistics 6, 1979).
 """
@@ -57,13 +63,14 @@ class Difference:
     verdict: Verdict
 
 
-def estimate(values: np.ndarray, folds: int = 0) -> Estimate:
+def estimate(values: np.ndarray, folds: int = 0, of_fold: np.ndarray | None = None) -> Estimate:
     """Mean of n repeats with its 95 % t interval.
 
     Args:
         values: (n,) finite.
         folds: k of the cross-validation the repeats come from, to correct for training sets that overlap;
             0 takes the repeats as independent, which is how the mean of one variant is described.
+        of_fold: (n,) the fold of each repeat, where seeds of one fold are among them.
     """
     n = len(values)
     if n == 0:
@@ -72,7 +79,8 @@ def estimate(values: np.ndarray, folds: int = 0) -> Estimate:
     if n < 2:
         return Estimate(mean, math.nan, math.nan, math.nan, n)
     sd = float(np.std(values, ddof=1))
-    reach = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * sd * math.sqrt(1 / n + overlap(folds))
+    nu = degrees_of_freedom(values, of_fold)
+    reach = float(stdtrit(nu, (1 + LEVEL) / 2)) * sd * math.sqrt(1 / n + overlap(folds))
     return Estimate(mean, sd, mean - reach, mean + reach, n)
 
 
@@ -81,7 +89,21 @@ def overlap(folds: int) -> float:
     return 1 / (folds - 1) if folds > 1 else 0.0
 
 
-def p_value(differences: np.ndarray, folds: int) -> float:
+def degrees_of_freedom(values: np.ndarray, of_fold: np.ndarray | None = None) -> float:
+    """Of the spread of n repeats: n - 1, or fewer when most of it lies between few folds."""
+    n = len(values)
+    if of_fold is None:
+        return n - 1.0
+    groups = [values[of_fold == fold] for fold in np.unique(of_fold)]
+    k, mean = len(groups), np.mean(values)
+    between = float(sum(len(g) * (np.mean(g) - mean) ** 2 for g in groups))
+    within = float(sum(((g - np.mean(g)) ** 2).sum() for g in groups))
+    if k in (1, n) or between + within == 0:
+        return n - 1.0
+    return (between + within) ** 2 / (between**2 / (k - 1) + within**2 / (n - k))
+
+
+def p_value(differences: np.ndarray, folds: int, of_fold: np.ndarray | None = None) -> float:
     """Two-sided p of "no difference"; NaN below MIN_REPEATS.
 
     Differences that are all the same leave no spread to measure with (coarse figures on small folds do this).
@@ -94,7 +116,7 @@ def p_value(differences: np.ndarray, folds: int) -> float:
     if sd <= 1e-12 * max(1.0, abs(mean)):
         return 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - n)
     t = mean / (sd * math.sqrt(1 / n + overlap(folds)))
-    return float(2 * stdtr(n - 1, -abs(t)))
+    return float(2 * stdtr(degrees_of_freedom(differences, of_fold), -abs(t)))
 
 
 def holm(p: Sequence[float], family: int) -> list[float]:
@@ -144,22 +166,23 @@ def against(
             the worst always far, effect or not.
     """
     base = values[reference]
-    paired: list[np.ndarray] = []
+    paired: list[tuple[np.ndarray, np.ndarray]] = []  # differences, and the fold of each
     for one in values:
         shared = sorted(base.keys() & one.keys())
-        paired.append(np.array([one[r] - base[r] for r in shared], dtype=np.float64))
-    p = [p_value(d, folds) if i != reference else math.nan for i, d in enumerate(paired)]
+        differences = np.array([one[r] - base[r] for r in shared], dtype=np.float64)
+        paired.append((differences, np.array([fold for fold, _ in shared])))
+    p = [p_value(d, folds, of) if i != reference else math.nan for i, (d, of) in enumerate(paired)]
     tested = [i for i, value in enumerate(p) if not math.isnan(value)]
     family = len(tested) if chosen else len(tested) * (len(tested) + 1) // 2
     corrected = dict(zip(tested, holm([p[i] for i in tested], family), strict=True))
     return [
         Difference(
-            estimate(d, folds),
+            estimate(d, folds, of),
             p[i],
             corrected.get(i, math.nan),
             Verdict.REFERENCE if i == reference else _verdict(d, corrected.get(i), higher),
         )
-        for i, d in enumerate(paired)
+        for i, (d, of) in enumerate(paired)
     ]
 
 

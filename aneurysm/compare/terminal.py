@@ -39,7 +39,8 @@ def print_stage(stage: StageComparison, metric: Metric | None, console: Console,
         table.add_column(name, justify="right")
     for i in order[:most]:
         table.add_row(*_row(stage, ranking, i, several))
-    console.print(table)
+    if order:
+        console.print(table)
     if len(order) > most:
         console.print(f"{len(order) - most} more variants are on the page and in the CSV.", style="dim")
     for sentence in sentences(stage, ranking):
@@ -145,5 +146,7 @@ def duration(seconds: float) -> str:
         return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60}:{round(seconds) % 60:02d} min"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

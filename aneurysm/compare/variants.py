@@ -125,5 +125,7 @@ def _notes(runs: Sequence[Run], known: _Known) -> Iterable[str]:
         if len(versions) > 1:
             yield f"its runs used different versions of {package}: {', '.join(versions)}"
     finished = [run for run in runs if run.state == State.FINISHED]
-    if len(finished) > 1 and len({run.fold for run in finished}) == 1:
-        yield "one fold only: its spread says nothing about other patients"
+    folds = len({run.fold for run in finished})
+    if len(finished) > 1 and folds < 3:
+        count = "one fold" if folds == 1 else "two folds"
+        yield f"{count} only: the verdicts speak of seeds, hardly of other patients"

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aneurysm.compare.statistics import Verdict, against, best_of, estimate, holm, p_value
+from aneurysm.compare.statistics import (
+    Verdict,
+    against,
+    best_of,
+    degrees_of_freedom,
+    estimate,
+    holm,
+    p_value,
+)
 
 
 def test_the_interval_of_a_mean_is_the_t_interval():
@@ -87,10 +95,28 @@ def test_the_direction_of_a_figure_decides_what_is_better():
     assert against([low, high], 0, 4, higher=False, chosen=True)[1].verdict == Verdict.WORSE
 
 
-def simulated(rng, gains, folds=4, seeds=2):
+def test_seeds_of_one_fold_are_not_independent_repeats():
+    rng = np.random.default_rng(6)
+    of_fold = np.repeat(np.arange(4), 5)
+    between = np.repeat(rng.normal(size=4), 5)
+    assert degrees_of_freedom(between, of_fold) == pytest.approx(3)  # five times the same
+    assert degrees_of_freedom(rng.normal(size=4), np.arange(4)) == 3
+    assert degrees_of_freedom(rng.normal(size=5), np.zeros(5)) == 4  # one fold: seeds are all there is
+    noise = [degrees_of_freedom(rng.normal(size=20), of_fold) for _ in range(200)]
+    assert 12 < np.mean(noise) < 19
+    d = between + rng.normal(0, 0.1, 20) + 1
+    nu = degrees_of_freedom(d, of_fold)
+    t = d.mean() / math.sqrt((1 / 20 + 1 / 3) * d.var(ddof=1))
+    assert p_value(d, 4, of_fold) == pytest.approx(2 * stats.t.sf(t, nu))
+    assert estimate(d, 4, of_fold).high - d.mean() == pytest.approx(
+        stats.t.ppf(0.975, nu) * math.sqrt((1 / 20 + 1 / 3) * d.var(ddof=1))
+    )
+
+
+def simulated(rng, gains, folds=4, seeds=2, fit=0.006):
     """Repeats of variants whose true means differ by `gains`; folds differ, and suit some variants more."""
     level = rng.normal(0, 0.03, folds)
-    suits = rng.normal(0, 0.006, (len(gains), folds))
+    suits = rng.normal(0, fit, (len(gains), folds))
     return [
         {
             (k, s): gain + level[k] + suits[i, k] + rng.normal(0, 0.01)
@@ -101,13 +127,17 @@ def simulated(rng, gains, folds=4, seeds=2):
     ]
 
 
-@pytest.mark.parametrize(("folds", "seeds"), [(4, 2), (5, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("folds", "seeds", "fit"),
+    [(4, 2, 0.006), (5, 1, 0.006), (3, 3, 0.006), (4, 5, 0.02)],
+    ids=["4 folds x 2 seeds", "5 folds", "3 folds x 3 seeds", "many seeds, folds that differ"],
+)
 @pytest.mark.parametrize("chosen", [True, False], ids=["named baseline", "best as reference"])
-def test_without_an_effect_at_most_one_sweep_in_twenty_finds_one(folds, seeds, chosen):
-    rng, sweeps = np.random.default_rng(4), 600
+def test_without_an_effect_at_most_one_sweep_in_twenty_finds_one(folds, seeds, fit, chosen):
+    rng, sweeps = np.random.default_rng(4), 300
     wrong = uncorrected = 0
     for _ in range(sweeps):
-        values = simulated(rng, [0.0] * 5, folds, seeds)
+        values = simulated(rng, [0.0] * 5, folds, seeds, fit)
         reference = 0 if chosen else best_of(values, higher=True)
         found = against(values, reference, folds, higher=True, chosen=chosen)
         wrong += any(d.verdict in (Verdict.BETTER, Verdict.WORSE) for d in found)

@@ -17,8 +17,7 @@ function showMetric() {
   page.axes = parallelAxes();
   for (const id of [...page.brushes.keys()]) if (!page.axes.some((axis) => axis.id === id)) page.brushes.delete(id);
   page.sort = metric ? { id: "mean", up: !metric.higher } : null;
-  const said = [...(ranking()?.sentences ?? page.stage.sentences)].slice(ranking() ? ranking().best.length : 0);
-  find("remarks").replaceChildren(...said.map((sentence) => make("p", { class: "warning" }, sentence)));
+  find("remarks").replaceChildren(...page.stage.remarks.map((sentence) => make("p", { class: "warning" }, sentence)));
   find("scale").replaceChildren(...(metric ? ["worst ", make("i"), " best ", metric.name] : []));
   buildCards();
   buildTable();

@@ -62,7 +62,7 @@ function withRepeats(quantity) {
   if (!(high > low)) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   const margin = (high - low) * 0.06, from = low - margin, to = high + margin;
   const place = (value) => (value === null ? null : (value - from) / (to - from));
-  const ticks = round(from, to, 5), show = quantity.show ?? brief(ticks);
+  const ticks = round(from, to, 7), show = quantity.show ?? brief(ticks);
   return { place, ticks: ticks.map((value) => [place(value), show(value)]) };
 }
 

@@ -48,7 +48,8 @@ const setting = (value) => (value === null ? "–" : typeof value === "number" ?
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const minutes = Math.round(seconds / 60);
+  const minutes = Math.round(seconds / 60), rest = Math.round(seconds);
+  if (seconds < 600) return `${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")} min`;
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 

@@ -40,8 +40,9 @@ function rangeGraph() {
   const rows = page.stage.variants.map((_, i) => statistics(i)).filter((one) => one.mean !== null);
   const means = rows.map((one) => one.mean);
   const low = Math.min(...means), high = Math.max(...means);
-  const spread = Math.max(high - low, ...rows.map((one) => (one.sd ?? 0) * 1.2), Math.abs(high) * 1e-3) || 1;
-  const from = low - spread * 0.6, to = high + spread * 0.6, width = 132;
+  const widest = Math.max(0, ...rows.map((one) => (one.high ?? one.mean) - one.mean)), sd = Math.max(0, ...rows.map((one) => one.sd ?? 0));
+  const margin = Math.min(widest, Math.max((high - low) / 2, sd)) || Math.abs(high) * 0.01 || 1;
+  const from = low - margin, to = high + margin, width = 132;
   const at = (value) => 4 + (width - 8) * Math.min(1, Math.max(0, (value - from) / (to - from)));
   return (index) => {
     const one = statistics(index);
