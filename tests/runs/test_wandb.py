@@ -24,6 +24,7 @@ from aneurysm.runs.loggers import open_wandb, option_name, wandb_id
 from aneurysm.runs.settings import run_record
 
 ROOT = config_folder().parent
+pytestmark = pytest.mark.timeout(900)  # processes of their own, on machines that may be busy
 
 
 @dataclass
@@ -167,12 +168,12 @@ job(16, 0, epochs=3, kill_at=2)
 def sweep(tmp_path_factory) -> Path:
     """Two jobs of two folds, a failed one, a preempted one and one killed in its third epoch and resumed."""
     folder = tmp_path_factory.mktemp("sweep")
-    killed = alone(["-c", SWEEP, str(folder)], timeout=240)
+    killed = alone(["-c", SWEEP, str(folder)], timeout=400)
     assert "went on" in killed.stdout, killed.stderr[-3000:]
     assert killed.returncode == -9
     assert "wandb:" not in killed.stdout + killed.stderr  # no banner, no question
     again = SWEEP[: SWEEP.index("for value, fold in")] + "job(16, 0, epochs=3)\n"
-    resumed = alone(["-c", again, str(folder)], timeout=240)
+    resumed = alone(["-c", again, str(folder)], timeout=400)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     return folder / "tiny" / "expert"
 
