@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -32,19 +32,47 @@ MODES = {
 STEP = "trainer/global_step"
 
 
-class ResumedTensorBoard(TensorBoardLogger):
-    """TensorBoard events of one fit; a resumed one overrules what a killed attempt wrote beyond its step."""
+class TensorBoardMetrics(Logger):
+    """TensorBoard events of one fit; a resumed one overrules what a killed attempt wrote beyond its step.
+
+    Lightning's own logger opens its file before the step to go on from is known, so it cannot overrule.
+    """
+
+    def __init__(self, folder: Path, fit: str) -> None:
+        super().__init__()
+        self.folder, self.fit = folder, fit
+        self._writer: Any = None
+
+    @property
+    def name(self) -> str:
+        return "tensorboard"
+
+    @property
+    def version(self) -> str:
+        return self.fit
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The settings are in run.json."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._experiment is None and step is not None:
-            self._kwargs["purge_step"] = step
-        super().log_metrics(dict(metrics), step)
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard" / self.fit), purge_step=step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
 
     def save(self) -> None:
-        """Events reach the disk; the settings are in run.json, not beside them."""
-        if self._experiment is not None:
-            self._experiment.flush()
+        """Events reach the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def require_tensorboard() -> None:
@@ -138,6 +166,7 @@ def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
         if mode != "online":
             raise
         log.warning("W&B cannot be reached (%s); this run is recorded offline.", str(error).splitlines()[0])
+        wandb.teardown()  # its service holds on to the id of a run that it could not open
         opened = wandb.init(**chosen, mode="offline", settings=wandb.Settings(**settings))
     for axis in ("epoch", STEP):
         opened.define_metric(axis)
@@ -159,10 +188,7 @@ def _logged_in() -> bool:
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))
-    try:
-        return bool(wandb.login(prompt=False))
-    except wandb.Error:
-        return False
+    return bool(wandb.login(prompt=False, verify=False))  # whether the key is good shows when it is used
 
 
 def wandb_id(run: StageRun) -> str:

@@ -22,7 +22,7 @@ from aneurysm.data.files import replacing
 from aneurysm.report.style import write_png
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.loggers import (
-    ResumedTensorBoard,
+    TensorBoardMetrics,
     WandbMetrics,
     open_wandb,
     require_tensorboard,
@@ -54,7 +54,7 @@ class RunLog:
         if "csv" in self.kinds:
             made.append(CsvTable(self.folder / FILE))
         if "tensorboard" in self.kinds:
-            made.append(ResumedTensorBoard(self.folder, name="tensorboard", version=fit))
+            made.append(TensorBoardMetrics(self.folder, fit))
         if self.wandb_run is not None:
             made.append(WandbMetrics(self.wandb_run, fit))
         return made

@@ -115,14 +115,22 @@ def test_a_second_process_waits_for_the_first(tmp_path):
 
 def test_a_damaged_curve_does_not_cost_the_report(tmp_path, caplog):
     run = stage_run(compose(tmp_path), "vessel", 0, "data")
-    for name, text in (
-        ("a", "epoch,train/loss\n0,1.0\n"),
-        ("b", "epoch,train/loss\n1,2.0\n1,2,3,4\n"),
-        ("c", ""),
-    ):
-        (run.folder / "metrics" / name).mkdir(parents=True)
-        (run.folder / "metrics" / name / "metrics.csv").write_text(text)
+    assert training_curves(run) == []
+    run.folder.mkdir(parents=True)
+    line = {
+        "fit": "last",
+        "attempt": 0,
+        "epoch": 0,
+        "step": 3,
+        "seconds": 1.0,
+        "metrics": {"train/loss": 1.0},
+    }
+    other = {**line, "epoch": 1, "step": 7, "metrics": {"train/loss": "nan"}}
+    damaged = ('{"fit": "last"}', "1,2,3,4", '{"fit": "last", "attempt": 0, "epo', "\x00\x00")
+    text = "\n".join([json.dumps(line), *damaged[:2], json.dumps(other), *damaged[2:]])
+    (run.folder / "metrics.jsonl").write_text(text)
     with caplog.at_level("WARNING"):
-        curves = training_curves(run)
-    assert len(curves) == 1 and 1.0 in curves[0].metrics["train/loss"].to_numpy()
-    assert caplog.text.count("cannot be read") == 2
+        (curve,) = training_curves(run)
+    assert curve.metrics["train/loss"].tolist()[0] == 1.0 and curve.metrics.epoch.tolist() == [0, 1]
+    assert "4 of 6 lines" in caplog.text
+    assert not {"attempt", "seconds", "fit"} & set(curve.metrics)  # they are no metrics
