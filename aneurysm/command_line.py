@@ -76,6 +76,12 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
         return f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}"
     groups = [p for p in parsed if _is_group(p.key_or_group)]
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        if not sweep and not any(a.startswith(("+", "~")) for a in overrides):
+            # Hydra refuses unknown keys itself; only the advice what to write instead takes a second look.
+            try:
+                return _missing_value(hydra.compose(config_name, overrides=overrides))
+            except (HydraException, OmegaConfBaseException):
+                pass
         try:
             base = hydra.compose(config_name, overrides=[_first_value(p) for p in groups])
         except (HydraException, OmegaConfBaseException) as error:
@@ -94,10 +100,13 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
                 cfg = hydra.compose(config_name, overrides=overrides)
             except (HydraException, OmegaConfBaseException) as error:
                 return str(error).splitlines()[0]
-            missing = sorted(OmegaConf.missing_keys(cfg))
-            if missing:
-                return f"{missing[0]!r} has no value: add {missing[0]}=... to the command."
+            return _missing_value(cfg)
     return None
+
+
+def _missing_value(cfg: DictConfig) -> str | None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    return f"{missing[0]!r} has no value: add {missing[0]}=... to the command." if missing else None
 
 
 def _log_to_terminal() -> None:

@@ -8,14 +8,13 @@ it sees in training has the same errors as what it will see in use.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
@@ -28,6 +27,10 @@ from aneurysm.vessels.cleanup import clean_mask
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
 from aneurysm.vessels.lumen_rule import LumenRule
+
+if TYPE_CHECKING:  # it takes 0.6 s, and every command imports this module: imported where graphs are made
+    from torch_geometric.data import Data
+    from torch_geometric.loader import DataLoader
 
 INPUTS, CHANNELS = ("image", "vessel stage"), ("vessel", "aneurysm")
 # A graph has hundreds of nodes of which a handful lie on a sac.
@@ -81,15 +84,15 @@ class GraphModule(LightningModule):
         self.net, self.lr, self.total_steps = net, lr, total_steps
         self.loss = BinaryLoss(positive_weight=POSITIVE_WEIGHT)
 
-    def _step(self, batch: Data, split: str) -> Tensor:
+    def _step(self, batch: "Data", split: str) -> Tensor:
         logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
         loss, terms = self.loss(logits, batch.y)
         return log_step(self, StepOutput(loss, terms), split, batch.num_graphs)
 
-    def training_step(self, batch: Data, index: int) -> Tensor:
+    def training_step(self, batch: "Data", index: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Data, index: int) -> Tensor:
+    def validation_step(self, batch: "Data", index: int) -> Tensor:
         return self._step(batch, "val")
 
     def configure_optimizers(self):
@@ -106,8 +109,10 @@ class GraphItem:
     lesions: tuple[Lesion, ...]
     present: bool | None
 
-    def to_data(self) -> Data:
+    def to_data(self) -> "Data":
         """As PyG data; node labels are NaN where aneurysm positions are unknown."""
+        from torch_geometric.data import Data
+
         known = bool(self.lesions) or self.present is False
         labels = label_nodes(self.graph, self.lesions) if known else np.full(len(self.graph.position), np.nan)
         edge_index, edge_attr = self.graph.to_edge_index()
@@ -133,12 +138,16 @@ class GraphData(LightningDataModule):
         """Optimiser steps per epoch."""
         return max(1, -(-len(self.train) // self.batch))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "DataLoader":
+        from torch_geometric.loader import DataLoader
+
         epoch = self.trainer.current_epoch if self.trainer else 0
         order = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         return DataLoader(self.train, batch_size=self.batch, shuffle=True, generator=order)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> "DataLoader":
+        from torch_geometric.loader import DataLoader
+
         return DataLoader(self.held_out, batch_size=self.batch)
 
 
