@@ -1,7 +1,7 @@
 """The commands `train.py` and `predict.py`.
 
-What they run takes seconds to import (torch, Lightning, MONAI), so that happens once the command line is known to
-be right: `--help` and a misspelt key are answered at once.
+What they run takes seconds to import (torch, Lightning, MONAI), so that happens once the command line is
+known to be right: `--help` and a misspelt key are answered at once.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Every figure of the training loop in one command: overhead per step, busy device, start-up.
 
-    python train.py                                          # the demo, whose data and products are measured on
+    python train.py     # the demo, whose data and products are measured on
     OMP_NUM_THREADS=1 python benchmarks/training.py [outputs]
 
 About fifteen minutes on two free cores; `training_overhead.py`, `training_loader.py` and `training_start.py`

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_loader.py [outputs] [--stages vessel expert] [--epochs 3]
 
-The step is a sleep, so the device takes no CPU from the loader processes. `steady` is the device's share of the
-time from the first batch of an epoch to its last; `epoch` counts from the moment the loader is asked for, with
-the start of its processes and the first batch. `CPU ms` is what the loader processes used per batch: with two of
-them on cores of their own, `possible` is the share that they could keep up. On a machine that others use as well
-only these two are comparable from run to run.
+The step is a sleep, so the device takes no CPU from the loader processes. `steady` is the device's share of
+the time from the first batch of an epoch to its last; `epoch` counts from the moment the loader is asked
+for, with the start of its processes and the first batch. `CPU ms` is what the loader processes used per
+batch: with two of them on cores of their own, `possible` is the share that they could keep up. On a machine
+that others use as well only these two are comparable from run to run.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main() -> None:
     for stage in arguments.stages:
         data: Any = stage_fit(experiment, stage).data
         data.steps = arguments.steps or data.steps
+        data.setup("fit")
         epochs = [one_epoch(data, epoch, step) for epoch in range(arguments.epochs)]
         steady, whole, first, cpu = (statistics.median(x) for x in zip(*epochs, strict=True))
         possible = min(1.0, step * arguments.workers / cpu)

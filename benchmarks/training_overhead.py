@@ -4,10 +4,10 @@
 
 The bare loop has the same net, loss, optimiser, schedule, clipping, draws and validation, and no logging,
 checkpoint, callback or hook. Both run in one process and take turns, one step each, so that a busy machine
-slows both alike. They start from the same weights; that they end with the same ones is checked, so they did the
-same work. `step` is the median over steps of the time of one here over the same one there, fetching its batch
-included. `epoch end` is what the last step of an epoch takes more here, with validation on both sides and
-checkpoint and logs on ours. `whole` is everything from the first epoch's start to the last one's end.
+slows both alike. They start from the same weights; that they end with the same ones is checked, so they did
+the same work. `step` is the median over steps of the time of one here over the same one there, fetching its
+batch included. `epoch end` is what the last step of an epoch takes more here, with validation on both sides
+and checkpoint and logs on ours. `whole` is everything from the first epoch's start to the last one's end.
 """
 
 import argparse

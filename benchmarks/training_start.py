@@ -1,9 +1,9 @@
-"""From the command to its answer or to its first optimiser step: wall and CPU seconds, in processes of their own.
+"""From a command to its answer or to its first optimiser step: wall and CPU seconds of whole processes.
 
     OMP_NUM_THREADS=1 python benchmarks/training_start.py [outputs] [--repeats 3]
 
-`outputs` is a folder where `python train.py` has prepared the demo's scans; a copy of them is used, nothing in it
-changes. CPU seconds are the figure that counts: on a free machine wall time is about the same.
+`outputs` is a folder where `python train.py` has prepared the demo's scans; the runs go to a temporary one.
+CPU seconds are the figure that counts: on a free machine wall time is about the same.
 """
 
 import argparse
@@ -72,7 +72,11 @@ def timed(command: list[str]) -> tuple[float, float]:
     """CPU and wall seconds of one Python process and its children."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     before, started = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 2):  # 2: the command line is wrong, as it should be
+        raise SystemExit(f"{command[1:]} failed: {done.stdout[-500:]}{done.stderr[-500:]}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return cpu, time.perf_counter() - started

@@ -19,7 +19,7 @@ from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
-from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
+from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example, remember
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 
 SHOWN = 48  # held-out candidates in the validation curve, about
@@ -108,6 +108,11 @@ class ExpertData(LightningDataModule):
         self.train, self.held_out, self.settings = list(train), list(held_out), settings
         self.batch, self.steps, self.positive_share = batch, steps, positive_share
         self.jitter_mm, self.seed, self.workers = jitter_mm, seed, workers
+
+    def setup(self, stage: str | None = None) -> None:
+        # Loader processes end with their epoch, and what they have worked out ends with them.
+        for one in self.train if self.workers else ():
+            remember(one, self.settings)
 
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
