@@ -1,6 +1,6 @@
 """Train the five stages: `python train.py --help` lists what can be set."""
 
-from aneurysm.train import main
+from aneurysm.commands import train
 
 if __name__ == "__main__":
-    main()
+    train()

@@ -123,6 +123,13 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
     if problem := _list_problem([p for p in parsed if _is_group(p.key_or_group)]):
         return problem
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        if not sweep and not any(a.startswith(("+", "~")) for a in overrides):
+            # Hydra refuses unknown keys itself; only the advice what to write instead takes a second look.
+            try:
+                cfg = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+                return _incomplete(cfg, parsed)
+            except (HydraException, OmegaConfBaseException):
+                pass
         try:
             base = _compose_groups(config_name, parsed)
         except (HydraException, OmegaConfBaseException) as error:
@@ -137,17 +144,21 @@ def override_problem(config_name: str, arguments: list[str]) -> str | None:
                 hint = f" Did you mean {near[0]!r}?" if near else " See --help for the keys."
                 return f"there is no configuration key {key!r}, so nothing would read it.{hint}"
         if not sweep:
-            if swept := _recipe_sweep(base, parsed):
-                keys = " and ".join(key for key, _ in swept)
-                return f"this experiment is a sweep over {keys}: add -m, or give each of them one value."
             try:
-                cfg = hydra.compose(config_name, overrides=overrides)
+                cfg = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
             except (HydraException, OmegaConfBaseException) as error:
                 return str(error).splitlines()[0]
-            missing = sorted(OmegaConf.missing_keys(cfg))
-            if missing:
-                return f"{missing[0]!r} has no value: add {missing[0]}=... to the command."
+            return _incomplete(cfg, parsed)
     return None
+
+
+def _incomplete(cfg: DictConfig, parsed: Sequence[Any]) -> str | None:
+    """What a command that is no sweep leaves open; `cfg` includes Hydra's own part."""
+    if swept := _recipe_sweep(cfg, parsed):
+        keys = " and ".join(key for key, _ in swept)
+        return f"this experiment is a sweep over {keys}: add -m, or give each of them one value."
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra."))
+    return f"{missing[0]!r} has no value: add {missing[0]}=... to the command." if missing else None
 
 
 def recipe_sweep(config_name: str, overrides: Sequence[str]) -> list[str]:

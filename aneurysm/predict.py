@@ -14,7 +14,6 @@ import torch
 from omegaconf import DictConfig
 
 import aneurysm
-from aneurysm.command_line import entry_point
 from aneurysm.data.dicom.series import find_series, read_series
 from aneurysm.data.errors import ReadError, UserError
 from aneurysm.data.files import replacing
@@ -366,8 +365,3 @@ def _is_volume(path: Path) -> bool:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def main() -> None:
-    """Command line of `predict.py`."""
-    entry_point("predict", predict)()

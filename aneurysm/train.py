@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.bundle import write_bundle
-from aneurysm.command_line import entry_point
 from aneurysm.data.tables import CANDIDATES, SCANS
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
@@ -209,8 +208,3 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.3f}"
     return "" if value is None else str(value)
-
-
-def main() -> None:
-    """Command line of `train.py`."""
-    entry_point("train", train, recorded=True)()

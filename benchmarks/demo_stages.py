@@ -1,6 +1,6 @@
 """The neural stages of the demo, built as training builds them, for the training benchmarks.
 
-They read what `python train.py` left in its outputs folder: prepared scans and the products of earlier stages.
+They read what `python train.py` left in its outputs folder: prepared scans and products of earlier stages.
 """
 
 import importlib

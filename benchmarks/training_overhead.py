@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/training_overhead.py [outputs] [--stages vessel expert] [--repeats 3]
 
 The bare loop has the same net, loss, optimiser, schedule, clipping, draws and validation, and no logging,
-checkpoint, callback or hook. Both run in one process and take turns, one step each, so that a busy machine slows
-both alike. They start from the same weights; that they end with the same ones is checked, so they did the same
-work. Counted is everything between the start of the first epoch and the end of the last one, checkpoints and
-logs included; what comes before the first epoch is `setup`.
+checkpoint, callback or hook. Both run in one process and take turns, one step each, so that a busy machine
+slows both alike. They start from the same weights; that they end with the same ones is checked, so they did
+the same work. `step` is the median over steps of the time of one here over the same one there, fetching its
+batch included. `epoch end` is what the last step of an epoch takes more here, with validation on both sides
+and checkpoint and logs on ours. `whole` is everything from the first epoch's start to the last one's end.
 """
 
 import argparse
@@ -39,7 +40,8 @@ class Turns:
     def __init__(self) -> None:
         self.may_go = (Semaphore(0), Semaphore(0))
         self.finished = [False, False]
-        self.wall, self.cpu, self.steps = [0.0, 0.0], [0.0, 0.0], [0, 0]
+        self.wall: tuple[list[float], list[float]] = [], []  # seconds of every turn
+        self.cpu: tuple[list[float], list[float]] = [], []
         self.mark = (0.0, 0.0)
 
     def start(self, me: int, first: bool = False) -> None:
@@ -51,12 +53,10 @@ class Turns:
     def step(self, me: int) -> None:
         """Let the other one take a step."""
         self._count(me)
-        self.steps[me] += 1
         if not self.finished[1 - me]:
-            state = torch.get_rng_state()  # dropout draws from the process's generator
             self.may_go[1 - me].release()
             self.may_go[me].acquire()
-            torch.set_rng_state(state)
+        torch.manual_seed(len(self.cpu[me]))  # dropout draws from the generator that both share
         self.mark = time.perf_counter(), time.thread_time()
 
     def finish(self, me: int) -> None:
@@ -66,8 +66,8 @@ class Turns:
         self.may_go[1 - me].release()
 
     def _count(self, me: int) -> None:
-        self.wall[me] += time.perf_counter() - self.mark[0]
-        self.cpu[me] += time.thread_time() - self.mark[1]
+        self.wall[me].append(time.perf_counter() - self.mark[0])
+        self.cpu[me].append(time.thread_time() - self.mark[1])
 
 
 def main() -> None:
@@ -85,9 +85,10 @@ def main() -> None:
     logging.getLogger("aneurysm").setLevel(logging.WARNING)
     experiment = demo(arguments.outputs)
     print(
-        "| stage | steps | bare, CPU ms per step | ours | ratio, CPU | ratio, wall | setup s | same weights |"
+        "| stage | steps | bare, CPU ms | ours | step, CPU | step, wall | epoch end, ms more "
+        "| steps per epoch | whole, CPU | setup s | same weights |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for stage in arguments.stages:
 
         def made(stage: str = stage) -> StageFit:
@@ -111,14 +112,25 @@ def compare(make: Callable[[], StageFit], repeats: int, epochs: int) -> None:
         other.join()
         same = same and _equal(ours.module, bare.module)
         runs.append(turns)
-    steps = [float(t.steps[BARE]) for t in runs]
-    each = [[1e3 * t.cpu[me] / n for t, n in zip(runs, steps, strict=True)] for me in (OURS, BARE)]
-    cpu, wall = ([a[OURS] / a[BARE] for a in seconds] for seconds in zip(*((t.cpu, t.wall) for t in runs)))
+    # Turn 0 fetches the first batch; turn t > 0 takes step t - 1 and fetches the next batch.
+    turns_each = len(runs[0].cpu[BARE]) - 1
+    per_epoch = turns_each // epochs
+    inner = [t for t in range(1, turns_each + 1) if t % per_epoch]
+    ends = [t for t in range(1, turns_each + 1) if t % per_epoch == 0]
+
+    def ratio(seconds: str, turns: list[int]) -> float:
+        pairs = [getattr(run, seconds) for run in runs]
+        return statistics.median(p[OURS][t] / p[BARE][t] for p in pairs for t in turns)
+
+    def each(me: int, turns: list[int]) -> float:
+        return 1e3 * statistics.median(run.cpu[me][t] for run in runs for t in turns)
+
+    whole = [sum(run.cpu[OURS]) / sum(run.cpu[BARE]) for run in runs]
+    more = 1e3 * statistics.median(run.cpu[OURS][t] - run.cpu[BARE][t] for run in runs for t in ends)
     print(
-        f"| {stage} | {steps[0]:.0f} | {statistics.median(each[BARE]):.2f} "
-        f"| {statistics.median(each[OURS]):.2f} | {statistics.median(cpu):.3f} "
-        f"({min(cpu):.3f} .. {max(cpu):.3f}) | {statistics.median(wall):.3f} "
-        f"| {statistics.median(setups):.2f} | {'yes' if same else 'NO'} |",
+        f"| {stage} | {len(inner)} x {len(runs)} | {each(BARE, inner):.1f} | {each(OURS, inner):.1f} "
+        f"| {ratio('cpu', inner):.3f} | {ratio('wall', inner):.3f} | {more:.0f} | {per_epoch} "
+        f"| {statistics.median(whole):.3f} | {statistics.median(setups):.2f} | {'yes' if same else 'NO'} |",
         flush=True,
     )
 

@@ -21,7 +21,7 @@ from aneurysm.global_batch import gather
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
 from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
 from aneurysm.stages.draws import drawn_batches, every_draw_once
-from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example
+from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example, remember
 from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.workers import in_workers
 
@@ -121,6 +121,11 @@ class ExpertData(LightningDataModule):
         self.train, self.held_out, self.settings = list(train), list(held_out), settings
         self.batch, self.steps, self.positive_share = batch, steps, positive_share
         self.jitter_mm, self.seed, self.workers = jitter_mm, seed, workers
+
+    def setup(self, stage: str | None = None) -> None:
+        # Loader processes end with their epoch, and what they have worked out ends with them.
+        for one in self.train if self.workers else ():
+            remember(one, self.settings)
 
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0

@@ -211,6 +211,13 @@ def example(
     return inputs, target
 
 
+def remember(one: Finding, settings: CropSettings) -> None:
+    """Work out what every crop of a finding shares, and keep it with the finding."""
+    _ = one.graph_features, one.position
+    if settings.flow:
+        flow_points(one, settings.crop)
+
+
 def flow_points(one: Finding, size: int) -> FlowPoints:
     """Collocation points of the lumen around a candidate, in the frame of its own vessel.
 

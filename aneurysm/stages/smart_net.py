@@ -8,7 +8,7 @@ it sees in training has the same errors as what it will see in use.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch_geometric.data import Batch, Data
 
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid, Lesion
@@ -32,6 +31,9 @@ from aneurysm.vessels.cleanup import clean_mask
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
 from aneurysm.vessels.lumen_rule import LumenRule
+
+if TYPE_CHECKING:  # it takes 0.6 s, and every command imports this module: imported where graphs are made
+    from torch_geometric.data import Data
 
 INPUTS, CHANNELS = ("image", "vessel stage"), ("vessel", "aneurysm")
 # A graph has hundreds of nodes of which a handful lie on a sac.
@@ -92,10 +94,10 @@ class GraphModule(StageModule):
         loss, terms = self.loss(logits, labels)
         return log_step(self, StepOutput(loss, terms), split, len(graphs))
 
-    def training_step(self, batch: Data, index: int) -> Tensor:
+    def training_step(self, batch: "Data", index: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Data, index: int) -> Tensor:
+    def validation_step(self, batch: "Data", index: int) -> Tensor:
         return self._step(batch, "val")
 
     def configure_optimizers(self):
@@ -112,8 +114,10 @@ class GraphItem:
     lesions: tuple[Lesion, ...]
     present: bool | None
 
-    def to_data(self) -> Data:
+    def to_data(self) -> "Data":
         """As PyG data; node labels are NaN where aneurysm positions are unknown."""
+        from torch_geometric.data import Data
+
         known = bool(self.lesions) or self.present is False
         labels = label_nodes(self.graph, self.lesions) if known else np.full(len(self.graph.position), np.nan)
         edge_index, edge_attr = self.graph.to_edge_index()
@@ -150,6 +154,8 @@ class GraphData(LightningDataModule):
 
 
 def _graph_loader(graphs: list[Any], batches: DrawnBatches) -> DataLoader:
+    from torch_geometric.data import Batch
+
     def joined(part: list[Any]) -> Any:
         if part:
             return Batch.from_data_list(part)

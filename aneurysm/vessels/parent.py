@@ -1,5 +1,7 @@
 """The stretch of parent vessel that passes a candidate: the flow prior needs its axis and its calibre."""
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 
 from aneurysm.vessels.candidates import Candidate
@@ -73,7 +75,19 @@ def local_path(
 
 
 def _segments(graph: VesselGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each segment is a short fat terminal branch (S,), and its median radius in mm (S,)."""
+    """Whether each segment is a short fat terminal branch (S,), and its median radius in mm (S,).
+
+    Kept with the graph: every candidate of a scan asks for it.
+    """
+    if graph not in _of_graph:
+        _of_graph[graph] = _measure_segments(graph)
+    return _of_graph[graph]
+
+
+_of_graph: WeakKeyDictionary[VesselGraph, tuple[np.ndarray, np.ndarray]] = WeakKeyDictionary()
+
+
+def _measure_segments(graph: VesselGraph) -> tuple[np.ndarray, np.ndarray]:
     count = graph.segments
     length = np.bincount(graph.edge_segment, graph.edge_length, count)
     widest, calibre = np.zeros(count), np.ones(count)

@@ -8,7 +8,7 @@ import pytest
 
 from aneurysm.status import main as status
 from aneurysm.sweeps.plan import find_plans
-from aneurysm.train import main as train
+from aneurysm.commands import train
 
 
 @pytest.fixture(scope="module")

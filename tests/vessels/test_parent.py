@@ -43,3 +43,13 @@ def test_short_and_missing_vessels():
     dot[10, 10, 10] = True
     path, tangent, radius = local_path(build_graph(dot, GRID), at([7.5, 7.5, 7.5]))
     assert path.shape == (1, 3) and np.linalg.norm(tangent) == pytest.approx(1) and radius.shape == (1,)
+
+
+def test_every_candidate_of_a_scan_gets_the_path_it_would_get_alone():
+    sac = SACS["sidewall"]
+    mask = draw(GRID, [*TREE, sac])
+    graph = build_graph(mask, GRID)
+    for node in (0, len(graph) // 2, len(graph) - 1):
+        alone = local_path(build_graph(mask, GRID), at(graph.position[node]))
+        for ours, other in zip(local_path(graph, at(graph.position[node])), alone, strict=True):
+            np.testing.assert_array_equal(ours, other)
