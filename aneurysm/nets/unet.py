@@ -69,10 +69,10 @@ class UNet3D(nn.Module):
                 nn.Conv3d(detail_width, out_channels, 1),
             )
         for block in self.body.modules():
-            if isinstance(block, Convolution) and isinstance(
-                getattr(getattr(block, "adn", None), "N", None), nn.InstanceNorm3d
-            ):
-                hold(block.conv.bias)  # pyright: ignore[reportAttributeAccessIssue]
+            norm = getattr(getattr(block, "adn", None), "N", None)
+            if isinstance(block, Convolution) and isinstance(norm, nn.InstanceNorm3d):
+                convolution: Any = block.conv
+                hold(convolution.bias)
         # Structures are rare: start at a low probability, or the first steps only learn to say no.
         last = [m for m in self.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)][-1]
         assert last.bias is not None

@@ -74,7 +74,7 @@ def joined_group(trainer: DictConfig) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # NCCL keeps its own time limit: nothing of what travels by it may take long.
-    dist.init_process_group(**({"backend": "nccl"} if on_gpu else {"backend": "gloo", "timeout": PATIENCE}))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=None if on_gpu else PATIENCE)
     if dist.get_rank() > 0:
         logging.getLogger("aneurysm").setLevel(logging.ERROR)  # the first process speaks for all
     yield  # left as it is when something fails: taking leave of each other would wait for the dead
@@ -131,7 +131,9 @@ def launch(cfg: DictConfig) -> float:
         folder = Path(name)
         OmegaConf.save(cfg, folder / CONFIG, resolve=True)
         # Kept open by this process: no other can take the port, and no worker has to be the first.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
         workers = [_start(folder, cfg, number, count, store.port) for number in range(count)]
         try:
             with _passing_on_signals(workers):

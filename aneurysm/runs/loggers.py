@@ -124,7 +124,7 @@ def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
         UserError: the mode is unknown, or it is `online` and there is no API key.
     """
     s = cfg.logger.wandb
-    mode = _mode(s)
+    mode: Any = _mode(s)
     # Error reports of the client would leave the hospital, and wait for a network that may not be there.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb

@@ -164,7 +164,8 @@ def _graph_loader(graphs: list[Any], batches: DrawnBatches) -> DataLoader:
         stand_in.y = stand_in.y[:0]
         return stand_in
 
-    return DataLoader(graphs, batch_sampler=batches, collate_fn=joined)
+    dataset: Any = graphs
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=joined)
 
 
 @torch.no_grad()

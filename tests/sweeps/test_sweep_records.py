@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from aneurysm.commands import train
 from aneurysm.status import main as status
 from aneurysm.sweeps.plan import find_plans
-from aneurysm.commands import train
 
 
 @pytest.fixture(scope="module")
