@@ -18,7 +18,6 @@ from aneurysm.global_batch import rank, world
 
 __all__ = [
     "PATIENCE",
-    "agreed",
     "anywhere",
     "barrier",
     "from_first",
@@ -47,7 +46,7 @@ def barrier() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes; the others wait for it.
+    """What the first process makes or decides, such as what it finds on disk; the others wait for it.
 
     An exception there is raised in every process.
     """
@@ -65,11 +64,6 @@ def from_first(make: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
-
-
-def agreed(value: T) -> T:
-    """The first process's value: for decisions that must not differ, such as what is on disk."""
-    return from_first(lambda: value)
 
 
 def anywhere(flag: bool) -> bool:

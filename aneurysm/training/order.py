@@ -12,7 +12,7 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.memory import PeakMemory
 from aneurysm.runs.record import log_of, recorded
 from aneurysm.runs.settings import upstream
-from aneurysm.stages.processes import agreed, from_first, rank
+from aneurysm.stages.processes import from_first, rank
 from aneurysm.sweeps.jobs import uses_run
 from aneurysm.training.expert import train_expert
 from aneurysm.training.pretrain import train_pretrain
@@ -76,14 +76,14 @@ def _order(experiment: Experiment, stage: str) -> list[str]:
 
 def _missing(experiment: Experiment, stage: str) -> list[str]:
     earlier = [s for s in _order(experiment, stage) if s != stage]
-    return agreed(
-        [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
+    return from_first(
+        lambda: [s for s in earlier if any(experiment.run(s, k).finished() is None for k in experiment.folds)]
     )
 
 
 def _run_fold(experiment: Experiment, stage: str, fold: int, asked_for: bool) -> dict[str, Any]:
     run = experiment.run(stage, fold)
-    done = agreed(run.finished())
+    done = from_first(run.finished)
     force = asked_for and bool(experiment.cfg.force)
     if done is not None and not force:
         level = logging.INFO if asked_for else logging.DEBUG

@@ -41,8 +41,8 @@ def doubled(batch: Any) -> Any:
     return type(batch)(map(doubled, batch)) if isinstance(batch, list | tuple) else batch
 
 
-def _with_batch(make: Any, batch: int, *arguments: Any, **settings: Any) -> Any:
-    return make(*arguments, **{**settings, "batch": batch})
+def _with_batch(make: Any, graphs: int, *arguments: Any, **settings: Any) -> Any:
+    return make(*arguments, **{**settings, "batch": graphs})
 
 
 def main() -> None:
