@@ -137,6 +137,7 @@ def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
     settings = {
         "console": "off",
         "silent": True,
+        "symlink": False,  # folders get copied to other machines
         "disable_git": not s.metadata,
         "disable_code": True,
         "x_disable_meta": not s.metadata,

@@ -56,11 +56,13 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     save_weights(run.folder / WEIGHTS, net)
     table = pd.DataFrame(rows)
 
-    def lumen(case: PreparedCase) -> np.ndarray:
+    def lumen_mask(case: PreparedCase) -> np.ndarray:
         return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
 
-    def sac(case: PreparedCase) -> np.ndarray:
+    def sac_mask(case: PreparedCase) -> np.ndarray:
         return read_probabilities(product_path(run, case.series_uid))["aneurysm"] >= 0.5
 
-    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen, "sac": sac}))
+    illustrate(
+        run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask, "sac": sac_mask})
+    )
     return {**asdict(rule), **mean_figures(table)}
