@@ -1,6 +1,6 @@
 """Pictures of what a network made of a few held-out samples: reconstructions, masks, judged candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +103,7 @@ class JudgedCrop:
     title: str
 
 
-def judged_crops_figure(groups: dict[str, Sequence[JudgedCrop]]) -> Figure:
+def judged_crops_figure(groups: Mapping[str, Sequence[JudgedCrop]]) -> Figure:
     """Groups of candidates side by side, one row each: axial, coronal and sagittal slice with both masks.
 
     Slices go through the middle of the sac: the annotated one, else the predicted one, else of the crop.

@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +22,8 @@ from aneurysm.runs.settings import READS
 
 log = logging.getLogger(__name__)
 
-MODES = {
+Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {
     "online": "online",
     "offline": "offline",
     "disabled": "disabled",
@@ -137,6 +138,7 @@ def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
     settings = {
         "console": "off",
         "silent": True,
+        "symlink": False,  # folders get copied to other machines
         "disable_git": not s.metadata,
         "disable_code": True,
         "x_disable_meta": not s.metadata,
@@ -175,7 +177,7 @@ def open_wandb(run: StageRun, cfg: DictConfig) -> Any:
     return opened
 
 
-def _mode(s: Any) -> str:
+def _mode(s: Any) -> Mode:
     """WANDB_MODE wins over the configuration."""
     asked = os.environ.get("WANDB_MODE") or str(s.mode)
     if asked not in MODES:

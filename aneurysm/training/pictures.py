@@ -18,6 +18,7 @@ from aneurysm.evaluation.candidates import candidate_recall
 from aneurysm.evaluation.froc import froc
 from aneurysm.evaluation.rsna_score import rsna_score
 from aneurysm.experiment import Experiment
+from aneurysm.nets.masking import blocks_to_voxels
 from aneurysm.report.figures import calibration_figure, candidate_figure, froc_figure, roc_figure
 from aneurysm.report.projections import mip_panel
 from aneurysm.report.samples import (
@@ -45,12 +46,10 @@ def pretrain_pictures(log: RunLog, module: PretrainModule, data: PretrainData, s
     active = module.masking(None, tuple(crops.shape), 1.0, generator).to(crops.device)
     with torch.no_grad():
         made = module.net(crops, active).reconstruction
-    block = module.masking.block
-    seen = active.repeat_interleave(block, 2).repeat_interleave(block, 3).repeat_interleave(block, 4)
-    d, h, w = crops.shape[2:]
-    image, visible, reconstruction = (a[:, 0].cpu().numpy() for a in (crops, seen[..., :d, :h, :w], made))
+    seen = blocks_to_voxels(active, module.masking.block, crops.shape[2:])
+    image, visible, painted = (a[:, 0].cpu().numpy() for a in (crops, seen, made))
     spacing = np.full(3, spacing_mm)
-    shown = [ReconstructedCrop(image[i], visible[i], reconstruction[i], spacing) for i in range(len(crops))]
+    shown = [ReconstructedCrop(image[i], visible[i], painted[i], spacing) for i in range(len(image))]
     log.figure("reconstructions", reconstruction_figure(shown), "Held-out crops, hidden blocks painted in.")
 
 

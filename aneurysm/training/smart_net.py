@@ -62,11 +62,11 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     known = CANDIDATES.conform(table)
     held_out = experiment.held_out(run.fold)
 
-    def lumen(case: PreparedCase) -> np.ndarray:
+    def lumen_mask(case: PreparedCase) -> np.ndarray:
         uid = case.series_uid
         return lumen_rule(experiment, uid)(segmentation_of(experiment, uid)["vessel"], case.grid)
 
-    illustrate(run, lambda log: candidate_pictures(log, experiment, held_out, known, lumen))
+    illustrate(run, lambda log: candidate_pictures(log, experiment, held_out, known, lumen_mask))
     lesions = {uid: items[uid].lesions for uid in experiment.held_out(run.fold) if items[uid].lesions}
     hit = candidate_recall(known, lesions, tuple(lesions)) if lesions else None
     return {

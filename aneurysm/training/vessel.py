@@ -55,8 +55,8 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
             table.to_csv(part, index=False)
     save_weights(run.folder / WEIGHTS, net)
 
-    def lumen(case: PreparedCase) -> np.ndarray:
+    def lumen_mask(case: PreparedCase) -> np.ndarray:
         return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
 
-    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen}))
+    illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask}))
     return {**asdict(rule), **mean_figures(table)}
