@@ -104,8 +104,11 @@ class ExperimentStatus:
 
     @property
     def failed(self) -> list[JobStatus]:
-        """What failed: jobs of sweeps first, then runs."""
-        return [job for group in (*self.sweeps, *self.runs) for job in group.jobs if job.state == "failed"]
+        """What failed: jobs of sweeps, and runs whose failure is not that of a job."""
+        jobs = [job for group in self.sweeps for job in group.jobs if job.state == "failed"]
+        told = {job.error for job in jobs}
+        runs = [replace(j, label=f"{group.name}/{j.label}") for group in self.runs for j in group.jobs]
+        return jobs + [job for job in runs if job.state == "failed" and job.error not in told]
 
 
 def experiments(path: Path) -> list[Path]:

@@ -78,6 +78,12 @@ def test_every_state_is_told_from_another_process(plan, tmp_path):
     other.wait()
     assert sweep_status(plan).jobs[3].state == "killed"
     assert main([str(tmp_path)]) == 1
+    # The folder of the failed job failed too; it is told once.
+    folder = tmp_path / "vessel" / "net-1" / "fold_1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "failed.json").write_text(json.dumps({"error": "no training scan has a vessel mask"}))
+    assert [job.label for job in experiment_status(tmp_path).failed] == ["fold=1"]
 
 
 def test_a_job_waits_for_the_process_that_runs_it(plan):
