@@ -24,14 +24,19 @@ from typing import Any
 import numpy as np
 import torch
 from demo_stages import NEURAL, StageFit, demo, stage_fit
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningDataModule, seed_everything
+from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from aneurysm.build import build
 from aneurysm.runs.fit import fit
 from aneurysm.runs.folders import StageRun
+from aneurysm.stages.segmentation import SegmentationModule
 
 TARGET = 1.05  # Lightning / bare, at most
 OURS, BARE = 0, 1
+EMPTY = "empty"  # a stage whose step does next to nothing: what is left is the loop itself
 
 
 class Turns:
@@ -76,7 +81,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs"))
-    parser.add_argument("--stages", nargs="+", choices=NEURAL, default=list(NEURAL))
+    parser.add_argument("--stages", nargs="+", choices=(EMPTY, *NEURAL), default=[EMPTY, *NEURAL])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="of every training")
     parser.add_argument("--steps", type=int, help="per epoch; the demo's own when left out")
@@ -85,13 +90,15 @@ def main() -> None:
     logging.getLogger("aneurysm").setLevel(logging.WARNING)
     experiment = demo(arguments.outputs)
     print(
-        "| stage | steps | bare, CPU ms | ours | step, CPU | step, wall | epoch end, ms more "
+        "| stage | steps | bare, CPU ms | ours | step, ms more | step, CPU | step, wall | epoch end, ms more "
         "| steps per epoch | whole, CPU | setup s | same weights |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for stage in arguments.stages:
 
         def made(stage: str = stage) -> StageFit:
+            if stage == EMPTY:
+                return empty_fit(experiment.cfg, arguments.steps or 200)
             one: Any = stage_fit(experiment, stage)
             if arguments.steps and stage != "smart_net":
                 one.data.steps = arguments.steps
@@ -125,14 +132,39 @@ def compare(make: Callable[[], StageFit], repeats: int, epochs: int) -> None:
     def each(me: int, turns: list[int]) -> float:
         return 1e3 * statistics.median(run.cpu[me][t] for run in runs for t in turns)
 
+    def excess(turns: list[int]) -> float:
+        return 1e3 * statistics.median(run.cpu[OURS][t] - run.cpu[BARE][t] for run in runs for t in turns)
+
     whole = [sum(run.cpu[OURS]) / sum(run.cpu[BARE]) for run in runs]
-    more = 1e3 * statistics.median(run.cpu[OURS][t] - run.cpu[BARE][t] for run in runs for t in ends)
     print(
         f"| {stage} | {len(inner)} x {len(runs)} | {each(BARE, inner):.1f} | {each(OURS, inner):.1f} "
-        f"| {ratio('cpu', inner):.3f} | {ratio('wall', inner):.3f} | {more:.0f} | {per_epoch} "
+        f"| {excess(inner):.2f} | {ratio('cpu', inner):.3f} | {ratio('wall', inner):.3f} "
+        f"| {excess(ends):.0f} | {per_epoch} "
         f"| {statistics.median(whole):.3f} | {statistics.median(setups):.2f} | {'yes' if same else 'NO'} |",
         flush=True,
     )
+
+
+class EmptyData(LightningDataModule):
+    """One voxel per patch."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        ones = torch.ones(4 * steps, 1, 1, 1, 1)
+        self.patches = TensorDataset(ones, ones, torch.ones(4 * steps, 1, dtype=torch.bool))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.patches, batch_size=4)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.patches, batch_size=len(self.patches))
+
+
+def empty_fit(cfg: DictConfig, steps: int) -> StageFit:
+    """A segmentation stage whose network has two weights."""
+    torch.manual_seed(0)
+    module = SegmentationModule(nn.Conv3d(1, 1, 1), build(cfg.loss), 1e-3, 0.0, 2 * steps)
+    return StageFit(EMPTY, module, EmptyData(steps), 1, cfg)
 
 
 def through_lightning(one: StageFit, epochs: int, turns: Turns) -> float:
@@ -215,6 +247,7 @@ def _expert(module: Any, batch: Any, epoch: int, index: int, step: int, split: s
 
 LOSS: dict[str, Callable[..., Tensor]] = {
     "pretrain": _pretrain,
+    EMPTY: _segmentation,
     "vessel": _segmentation,
     "segmenter": _segmentation,
     "smart_net": _graph,
