@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,13 @@ JOBS = ("pretrain.lr=0.001,0.002",)
 def command(outputs: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "train.py"), "-m", "experiment=smoke", "stage=pretrain", "fold=0"),
-        *("pretrain.epochs=2", "pretrain.steps=150", "data.patients=4", f"paths.outputs={outputs}"),
+        *(
+            "pretrain.epochs=2",
+            "pretrain.steps=40",
+            "data.patients=4",
+            "checkpoint.every_steps=1",
+            f"paths.outputs={outputs}",
+        ),
         *JOBS,
         *more,
     ]
@@ -39,8 +46,9 @@ def test_preemption_ends_a_sweep_and_force_starts_it_over(tmp_path):
 
     with (tmp_path / "said.txt").open("w") as said:
         sweep = subprocess.Popen(command(tmp_path), env=environment, cwd=ROOT, stdout=said, stderr=said)
-        while not any(tmp_path.glob("smoke/pretrain/*/fold_0/metrics*")):
+        while not any(tmp_path.glob("smoke/pretrain/*/fold_0/last.ckpt")):
             assert sweep.poll() is None, (tmp_path / "said.txt").read_text()
+            time.sleep(0.01)
         os.kill(sweep.pid, signal.SIGTERM)
         assert sweep.wait(300) == 75
     text = (tmp_path / "said.txt").read_text()
