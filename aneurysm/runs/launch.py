@@ -124,7 +124,7 @@ def _name_place() -> None:
 def launch(cfg: DictConfig) -> float:
     """Train in `trainer.devices` new processes; what they return, raise or exit with is passed on.
 
-    SIGTERM and SIGINT go on to all of them. When one dies, the others are ended.
+    SIGTERM, SIGUSR1 and SIGINT go on to all of them. When one dies, the others are ended.
     """
     count = processes(cfg.trainer)
     with tempfile.TemporaryDirectory(prefix="aneurysm-") as name:
@@ -183,7 +183,7 @@ def _passing_on_signals(workers: list[subprocess.Popen[bytes]]) -> Iterator[None
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield
     finally:
