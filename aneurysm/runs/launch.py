@@ -32,7 +32,7 @@ from aneurysm.runs.settings import processes
 from aneurysm.stages.processes import PATIENCE, world
 
 log = logging.getLogger(__name__)
-GRACE_S = 15.0  # how long the others may take to end by themselves once one has failed
+GRACE_S = 10.0  # how long the others may take to end by themselves once one has failed
 CONFIG = "config.yaml"
 
 

@@ -118,7 +118,7 @@ def test_a_dying_process_ends_the_others_and_is_named(outputs, victim):
         workers = sorted(workers_of(process), key=lambda w: w.environ()["RANK"])
         assert len(workers) == 2
         workers[victim].send_signal(signal.SIGKILL)
-        said, _ = process.communicate(timeout=60)  # 15 s of grace for the other one
+        said, _ = process.communicate(timeout=60)  # 10 s of grace for the other one
     finally:
         process.kill()
     assert process.returncode == 1
