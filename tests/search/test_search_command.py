@@ -65,6 +65,7 @@ def test_a_search_goes_on_and_its_best_trial_is_a_run_that_is_there(outputs, cap
     assert done == {p: p.stat().st_mtime_ns for p in outputs.glob("smoke/pretrain/*/fold_0/done.json")}
 
 
+@pytest.mark.slow
 def test_folds_can_be_pruned_and_average_to_the_score(outputs):
     arguments = [*SMALL, "stage=pretrain", "masking.ratio=0.5,0.6", f"paths.outputs={outputs}"]
     search = Search(arguments, prune=True)
@@ -91,10 +92,16 @@ def test_folds_can_be_pruned_and_average_to_the_score(outputs):
         (["stage=expert", "oscilator_dim=2,4"], "Did you mean 'oscillator_dim'"),
         (["stage=expert", "fusion=early,late"], "fusion has no option 'late'"),
         (["stage=expert", "expert.lr=interval(1e-4,1e-2)", "balnce=fixed"], "Did you mean 'balance'"),
-        (["stage=expert", "oscillator_dim=2,4", "force=true"], "force"),
-        (["stage=expert", "oscillator_dim=2,4", "trainer.devices=2"], "CUDA_VISIBLE_DEVICES"),
+        pytest.param(["stage=expert", "oscillator_dim=2,4", "force=true"], "force", marks=pytest.mark.slow),
+        pytest.param(
+            ["stage=expert", "oscillator_dim=2,4", "trainer.devices=2"],
+            "CUDA_VISIBLE_DEVICES",
+            marks=pytest.mark.slow,
+        ),
         (["stage=expert", "balance=uw_so,fixed", "balance.temperature=5,20"], "balance.temperature"),
-        (["data=rsna", "stage=expert", "oscillator_dim=2,4"], "data.root"),
+        pytest.param(
+            ["data=rsna", "stage=expert", "oscillator_dim=2,4"], "data.root", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_search_that_cannot_work_is_refused_at_once(arguments, said):
