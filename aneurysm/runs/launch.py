@@ -183,7 +183,9 @@ def _passing_on_signals(workers: list[subprocess.Popen[bytes]]) -> Iterator[None
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
     try:
         yield
     finally:
