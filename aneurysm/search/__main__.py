@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aneurysm.command_line import log_to_terminal
 from aneurysm.data.errors import UserError
+from aneurysm.runs.preemption import leave_when_asked
 
 log = logging.getLogger("aneurysm")
 
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--show", action="store_true", help="only print what the study has found")
     given = parser.parse_intermixed_args(arguments)
     log_to_terminal()
+    leave_when_asked()
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:

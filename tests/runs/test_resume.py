@@ -27,6 +27,7 @@ from aneurysm.losses.balance import UwSo
 from aneurysm.runs.checkpoints import CheckpointFiles, damage
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.metrics import read_metrics
 from aneurysm.stages.draws import drawn_batches
 from aneurysm.stages.step import StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.workers import in_workers
@@ -169,8 +170,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def losses(folder: Path) -> pd.DataFrame:
-    files = sorted(folder.glob("metrics/*/metrics.csv"))
-    table = pd.concat([pd.read_csv(f) for f in files])
+    table = read_metrics(folder / "metrics.jsonl")
     columns = ["train/loss", "train/c", "val/loss"]
     return table.groupby("epoch")[columns].last()
 
