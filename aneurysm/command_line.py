@@ -157,7 +157,8 @@ def _incomplete(cfg: DictConfig, parsed: Sequence[Any]) -> str | None:
     if swept := _recipe_sweep(cfg, parsed):
         keys = " and ".join(key for key, _ in swept)
         return f"this experiment is a sweep over {keys}: add -m, or give each of them one value."
-    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra."))
+    ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    missing = sorted(OmegaConf.missing_keys(ours))
     return f"{missing[0]!r} has no value: add {missing[0]}=... to the command." if missing else None
 
 

@@ -14,6 +14,7 @@ from aneurysm.compare.read import State, read_experiments
 from aneurysm.compare.settings import flat, option_word, short_name, swept
 from aneurysm.compare.statistics import Verdict
 from aneurysm.data.errors import UserError
+from aneurysm.runs.metrics import JsonLines
 
 
 def at_rest(folder):
@@ -213,18 +214,17 @@ def test_stages_and_headlines_are_those_of_training():
 
     assert tuple(READS) == STAGES
     for stage, name in SCORE.items():
-        assert HEADLINE[stage] == name or stage == "stacker"  # its own done.json counts scans only
+        assert HEADLINE[stage] == name or stage == "stacker"  # compared by the scores of its tables
 
 
 def test_a_stage_without_figures_is_judged_by_its_last_loss(tmp_path):
     folder = write_run(tmp_path, "pretrain", VESSEL, 0, figures={"seconds": 3.0})
-    for attempt, text in (
-        ("last_0", "epoch,val/loss\n0,3.0\n1,2.0\n"),
-        ("last_1", "epoch,val/loss\n1,1.9\n2,\n2,1.5\n"),
-    ):
-        (folder / "metrics" / attempt).mkdir(parents=True)
-        (folder / "metrics" / attempt / "metrics.csv").write_text(text)
-    os.utime(folder / "metrics" / "last_0" / "metrics.csv", (1, 1))
+    logger = JsonLines(folder / "metrics.jsonl", "last")
+    for epoch, loss in enumerate((3.0, 2.0)):
+        logger.log_metrics({"epoch": epoch, "val/loss": loss}, step=epoch)
+    resumed = JsonLines(folder / "metrics.jsonl", "last")
+    for epoch, metrics in ((1, {"val/loss": 1.9}), (2, {"train/loss": 1.0}), (2, {"val/loss": 1.5})):
+        resumed.log_metrics({"epoch": epoch, **metrics}, step=epoch)
     assert loss_curve(folder) == [3.0, 1.9, 1.5]
     (stage,) = compare(read_experiments([tmp_path]))
     assert stage.rankings[0].metric.name == "val/loss"
@@ -234,8 +234,8 @@ def test_a_stage_without_figures_is_judged_by_its_last_loss(tmp_path):
 
 def test_a_curve_of_many_epochs_keeps_its_last(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"epoch": k, "val/loss": 1 / (k + 1)}) + "\n" for k in range(1000))
-        + '{"epoch": 1000, "val/l'
+        "".join(json.dumps({"epoch": k, "metrics": {"val/loss": 1 / (k + 1)}}) + "\n" for k in range(1000))
+        + '{"epoch": 1000, "metrics": {"val/l'
     )
     curve = loss_curve(tmp_path)
     assert 20 < len(curve) <= 40

@@ -24,6 +24,7 @@ from aneurysm.experiment import open_experiment
 from aneurysm.global_batch import gather, over_all_processes, rand_rows, total
 from aneurysm.nets.expert import RunningScale
 from aneurysm.runs.launch import to_be_launched
+from aneurysm.runs.metrics import read_metrics
 from aneurysm.runs.settings import stage_key
 from aneurysm.stages.processes import anywhere, from_first, gathered, gathered_by_first, shared
 from aneurysm.train import train
@@ -99,7 +100,7 @@ def test_a_sweep_of_two_processes_per_job_equals_one_with_twice_the_batch(output
     difference, worst = largest_difference(*map(state, folders))
     assert difference <= TOLERANCE, worst
     assert json.loads((folders[0] / "run.json").read_text())["settings"]["processes"] == 2
-    curves = [pd.read_csv(f / "metrics/last_0/metrics.csv") for f in folders]
+    curves = [read_metrics(f / "metrics.jsonl") for f in folders]
     for name in ("train/loss", "val/loss"):
         np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-5)
     assert not [p for p in folders[0].iterdir() if "part" in p.name]

@@ -41,9 +41,8 @@ def after_failure(outputs):
     """A sweep of four jobs in which one fold of one variant cannot be logged."""
     assert sweep(outputs, "fold=0", "pretrain.lr=1e-3") == 0
     variant = next((outputs / "smoke" / "pretrain").glob("*/fold_0")).parent
-    obstacle = variant / "fold_1" / "metrics"
-    obstacle.parent.mkdir()
-    obstacle.touch()  # a file where a folder must be
+    obstacle = variant / "fold_1" / "metrics.jsonl"
+    obstacle.mkdir(parents=True)  # a folder where a file must be
     code = sweep(outputs, "fold=0,1", "pretrain.lr=1e-3,2e-3")
     return code, obstacle
 
@@ -90,7 +89,7 @@ def test_the_same_command_retries_what_failed_and_nothing_else(outputs, after_fa
     assert sweep(outputs, "pretrain.lr=1e-3,2e-3", "fold=0,1") == 1
     assert records(outputs)["fold=1 pretrain.lr=0.001"]["attempts"] == 2
     assert json.loads((obstacle.parent / "failed.json").read_text())["attempt"] == 2
-    obstacle.unlink()
+    obstacle.rmdir()
     assert sweep(outputs, "fold=0,1", "pretrain.lr=1e-3,2e-3") == 0
     after = records(outputs)
     retried = after.pop("fold=1 pretrain.lr=0.001")
