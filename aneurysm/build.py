@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from aneurysm.data.errors import UserError
 from aneurysm.nets.refinement import Refinement
 from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
@@ -24,10 +26,24 @@ def build(node: DictConfig, **runtime: Any) -> Any:
         node: a node with `_target_`.
         runtime: arguments that exist only now, such as channel counts. They go straight to the call, so
             they never pass through OmegaConf.
+
+    Raises:
+        UserError: the option does not take a setting that it is given, or says itself what is wrong.
     """
-    if not runtime:
-        return instantiate(node, _convert_="all")
-    return instantiate(node, _convert_="all", _partial_=True)(**runtime)
+    try:
+        if not runtime:
+            return instantiate(node, _convert_="all")
+        return instantiate(node, _convert_="all", _partial_=True)(**runtime)
+    except InstantiationException as error:  # Hydra's wrapping of what the constructor raised
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
+            raise UserError(
+                f"{cause}: an experiment file or an override sets it for another option of the group than the "
+                "one chosen. Leave that file out, or take the setting away with '~group.key'."
+            ) from error
+        raise
 
 
 def build_expert(cfg: DictConfig, graph_features: int) -> nn.Module:
