@@ -40,8 +40,8 @@ def build(node: DictConfig, **runtime: Any) -> Any:
             raise cause from None
         if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
             raise UserError(
-                f"{cause}: an experiment file or an override sets it for another option of the group than the "
-                "one chosen. Leave that file out, or take the setting away with '~group.key'."
+                f"{cause}: an experiment file or an override sets it for another option of the group than "
+                "the one chosen. Leave that file out, or take the setting away with '~group.key'."
             ) from error
         raise
 
