@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aneurysm.build import build, build_expert
 from aneurysm.command_line import config_folder
+from aneurysm.data.errors import UserError
 
 BUILT = ("backbone", "loss", "balance", "physics", "masking")
 CALLED = ("graph_net", "oscillator", "fusion", "metadata")
@@ -69,3 +70,9 @@ def test_experiments_compose(option):
 def test_readers_exist(option):
     target = compose(f"data={option}").data._target_
     assert callable(get_class(target)) or callable(get_method(target))
+
+
+def test_a_setting_of_another_option_is_refused_in_one_sentence(tmp_path):
+    cfg = compose("experiment=smoke", "data=folder", f"data.root={tmp_path}")
+    with pytest.raises(UserError, match="unexpected keyword argument 'patients': an experiment file"):
+        build(cfg.data)

@@ -34,7 +34,7 @@ def check(plan, said, processes):
 @pytest.mark.parametrize(
     ("launcher", "processes"),
     [
-        pytest.param("joblib", {1, 2}),
+        pytest.param("joblib", {1, 2}, marks=pytest.mark.slow),
         pytest.param("submitit_local", {4}, marks=pytest.mark.slow),
         pytest.param("submitit_slurm", {4}, marks=pytest.mark.slow),
     ],

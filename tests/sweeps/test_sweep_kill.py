@@ -25,7 +25,9 @@ def results(outputs: Path) -> dict[str, tuple[dict, bytes]]:
     """Figures and weights of every run folder."""
     found = {}
     for done in sorted((outputs / "smoke" / STAGE).glob("*/fold_?/done.json")):
-        figures = {k: v for k, v in json.loads(done.read_text()).items() if k != "seconds"}
+        figures = {
+            k: v for k, v in json.loads(done.read_text()).items() if k != "seconds" and "peak" not in k
+        }
         weights = (done.parent / "weights.safetensors").read_bytes()
         found[str(done.parent.relative_to(outputs))] = (figures, weights)
     return found
