@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -235,7 +236,20 @@ def test_predicting_in_parallel_gives_the_same(outputs, three_scans, one_by_one,
         pytest.importorskip("distributed", reason="pip install 'aneurysm[dask]'")
     together = predicted(outputs, three_scans, tmp_path, "parallel.jobs=2", f"parallel.backend={backend}")
     assert list(together) == list(one_by_one) and len(together) >= 7
-    assert [name for name in together if together[name] != one_by_one[name]] == []
+    for name, content in together.items():
+        first, second = numbers_apart(content), numbers_apart(one_by_one[name])
+        assert first[0] == second[0], name
+        # PyTorch sums in another order when memory is aligned differently, which differs between processes:
+        # measured one unit in the last place of single precision.
+        np.testing.assert_allclose(first[1], second[1], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def numbers_apart(content: bytes) -> tuple[bytes, list[float]]:
+    """What is written around the decimal numbers of a text, and the numbers; voxels stay as they are."""
+    if b"\x00" in content:
+        return content, []
+    decimal = rb"-?\d+\.\d+(?:e-?\d+)?"
+    return re.sub(decimal, b"#", content), [float(n) for n in re.findall(decimal, content)]
 
 
 @pytest.mark.parametrize(
