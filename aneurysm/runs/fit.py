@@ -106,7 +106,8 @@ def fit(
     if module is not whole:
         barrier()  # the first process has written the checkpoint, which holds the whole of it
         whole.load_state_dict(torch.load(files.last, map_location="cpu", weights_only=True)["state_dict"])
-    whole.eval()
+    # Lightning hands networks back on the CPU; what follows looks at whole scans of the held-out patients.
+    whole.to(trainer.strategy.root_device).eval()
     log.debug("%s fold %d trained in %.0f s", run.stage, run.fold, time.monotonic() - started)
 
 

@@ -174,15 +174,16 @@ def node_scores(net: nn.Module, graph: VesselGraph) -> np.ndarray:
     if not len(graph.position):
         return np.zeros(0, np.float32)
     net.eval()
+    device = next(net.parameters()).device
     edge_index, edge_attr = graph.to_edge_index()
-    x = torch.from_numpy(np.asarray(graph.node_features, np.float32))
+    x = torch.from_numpy(np.asarray(graph.node_features, np.float32)).to(device)
     logits = net(
         x,
-        torch.as_tensor(edge_index),
-        torch.as_tensor(edge_attr, dtype=torch.float32),
-        torch.zeros(len(x), dtype=torch.long),
+        torch.as_tensor(edge_index).to(device),
+        torch.as_tensor(edge_attr, dtype=torch.float32).to(device),
+        torch.zeros(len(x), dtype=torch.long, device=device),
     )
-    return torch.sigmoid(logits).numpy()
+    return torch.sigmoid(logits).cpu().numpy()
 
 
 def candidates(
