@@ -15,8 +15,8 @@ from aneurysm.train import train
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "experiment=smoke", "fold=0", "trainer.progress=none", "trainer.threads=1", "data.jobs=1",
-    "pretrain.epochs=1", "vessel.epochs=1", "vessel.steps=2", "vessel.rule_scans=1", "vessel.flips=[]",
-    "smart_net.epochs=1", "smart_net.steps=2", "smart_net.rule_scans=1", "smart_net.graph_epochs=1",
+    "pretrain.epochs=1", "vessel.rule_scans=1", "vessel.flips=[]",
+    "smart_net.rule_scans=1", "smart_net.graph_epochs=1",
     "expert.epochs=1",
 )  # fmt: skip
 
