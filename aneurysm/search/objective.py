@@ -74,8 +74,8 @@ class Search:
         self.stage = str(self.cfg.stage)
         self.folds = list(range(int(self.cfg.folds))) if self.cfg.fold is None else [int(self.cfg.fold)]
         self.prune = prune
-        self._check_parameters(first)
         self._check_settings()
+        self._check_parameters(first)
 
     def _check_parameters(self, first: list[str]) -> None:
         key = self._key(self.cfg)

@@ -323,7 +323,7 @@ def trained(tmp_path_factory):
 
 # A vessel net that does not blow rounding up (see above), and no dropout on the edges of graphs, whose
 # numbers differ from process to process.
-STABLE = ("segmenter@vessel.net=segformer3d", "graph_net.dropout=0")
+STABLE = ("segmenter@vessel.net=segformer3d", "graph_net.dropout=0.0")
 
 
 @pytest.mark.slow
