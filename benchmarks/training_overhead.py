@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from aneurysm.build import build
 from aneurysm.runs.fit import fit
 from aneurysm.runs.folders import StageRun
+from aneurysm.runs.step_seeds import StepSeeds
 from aneurysm.stages.segmentation import SegmentationModule
 
 TARGET = 1.05  # Lightning / bare, at most
@@ -203,11 +204,17 @@ def bare_loop(one: StageFit, epochs: int, turns: Turns) -> None:
     loss_of = LOSS[one.stage]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     step = 0
+    seeds = StepSeeds(int(one.cfg.seed), 0)  # the same dropout, to end with the same weights
     for epoch in range(epochs):
-        data.trainer = SimpleNamespace(current_epoch=epoch, world_size=1, global_rank=0, global_step=step)
+        trainer: Any = SimpleNamespace(
+            current_epoch=epoch, world_size=1, global_rank=0, global_step=step,
+            fit_loop=SimpleNamespace(restarting=False),
+        )  # fmt: skip
+        data.trainer = trainer
         module.train()
         for index, batch in enumerate(data.train_dataloader()):
             turns.step(BARE)
+            seeds.on_train_batch_start(trainer, module, batch, index)
             optimiser.zero_grad(set_to_none=True)
             loss = loss_of(module, batch, epoch, index, step, "train")
             loss.backward()
