@@ -102,6 +102,7 @@ def test_swapping_a_part_changes_what_runs(outputs, stage, override, seen):
     assert not mine.equals(theirs)
 
 
+@pytest.mark.slow  # tests/runs/test_resume.py kills a small net's training
 def test_killed_training_goes_on_and_finished_folds_are_kept(outputs, tmp_path):
     shutil.copytree(outputs / "data", tmp_path / "data", copy_function=os.link)
     arguments = ["experiment=smoke", f"paths.outputs={tmp_path}", "stage=vessel", "vessel.epochs=4"]
@@ -230,7 +231,8 @@ def one_by_one(outputs, three_scans, tmp_path_factory) -> dict[str, bytes]:
     return predicted(outputs, three_scans, tmp_path_factory.mktemp("serial"))
 
 
-@pytest.mark.parametrize("backend", ["loky", pytest.param("dask", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "dask"])
 def test_predicting_in_parallel_gives_the_same(outputs, three_scans, one_by_one, tmp_path, backend):
     if backend == "dask":
         pytest.importorskip("distributed", reason="pip install 'aneurysm[dask]'")

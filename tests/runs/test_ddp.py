@@ -112,7 +112,8 @@ def workers_of(process):
     return [c for c in found if "aneurysm.worker" in " ".join(c.cmdline())]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_dying_process_ends_the_others_and_is_named(outputs, victim):
     process = start(outputs, *SMALL, *TWO, "pretrain.epochs=1000", f"seed={10 + victim}")
     try:
