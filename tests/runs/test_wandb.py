@@ -182,6 +182,7 @@ def job_folder(sweep: Path, dim: int) -> Path:
     return next(f for f in sweep.iterdir() if f"akornblock{dim}-" in f.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 4])
 def test_every_fold_of_every_job_is_a_run_of_its_own(sweep, dim):
     folder = job_folder(sweep, dim)
@@ -210,12 +211,14 @@ def test_every_fold_of_every_job_is_a_run_of_its_own(sweep, dim):
         assert one.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_failed_and_a_preempted_job_say_so(sweep):
     failed, preempted = runs_in(job_folder(sweep, 8))
     assert failed.exit_code == 1 and not failed.preempting
     assert preempted.exit_code == 75 and preempted.preempting
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_under_its_id(sweep):
     files = sorted(job_folder(sweep, 16).rglob("offline-run-*/run-*.wandb"), key=lambda p: p.parent.name)
     assert len(files) == 2 and files[0].name == files[1].name  # the id is in the name
@@ -226,6 +229,7 @@ def test_a_resumed_run_goes_on_under_its_id(sweep):
     assert [row["epoch"] for row in second.history if "train/loss" in row] == [2]
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_lie_in_their_folders_and_name_no_path_of_the_machine(sweep):
     for file in sweep.rglob("run-*.wandb"):
         content = b"".join(r.SerializeToString() for r in records(file))

@@ -93,6 +93,7 @@ def test_two_workers_on_one_journal_one_killed(tmp_path, undisturbed):
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
 
 
+@pytest.mark.slow
 def test_a_database_hands_back_by_heartbeat(tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr(studies, "HEARTBEAT", 1)
     url = f"sqlite:///{tmp_path}/study.db"
