@@ -139,7 +139,6 @@ def listening(found: dict[str, set[str]]) -> Iterator[None]:
         data: LightningDataModule,
         epochs: int,
         cfg: DictConfig,
-        name: str = "last",
     ) -> None:
         seed_everything(int(cfg.seed), verbose=False)
         trainer = Trainer(

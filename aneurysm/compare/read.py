@@ -182,15 +182,11 @@ def _last_line(text: Any) -> str:
 
 def _age(folder: Path) -> float:
     """Seconds since anything in the run's folder was written."""
-    newest = 0.0
-    for path in (folder, folder / "metrics", *folder.glob("metrics/*/metrics.csv")):
-        try:
-            with os.scandir(path) as entries:
-                newest = max([newest, *(e.stat().st_mtime for e in entries if e.is_file())])
-        except NotADirectoryError:
-            newest = max(newest, path.stat().st_mtime)
-        except OSError:
-            continue
+    try:
+        with os.scandir(folder) as entries:
+            newest = max((e.stat().st_mtime for e in entries if e.is_file()), default=0.0)
+    except OSError:
+        newest = 0.0
     return time.time() - newest
 
 
