@@ -69,8 +69,8 @@ class WaveFormerDecoder(nn.Module):
             )
         if any(b != 2 * a for a, b in pairwise(strides)):
             raise ValueError(
-                f"The WaveFormer decoder got strides {tuple(strides)}: each must be twice the one before, the "
-                "step of a Haar level."
+                f"The WaveFormer decoder got strides {tuple(strides)}: each must be twice the one before, "
+                "the step of a Haar level."
             )
         if full_width is not None and full_width < 1:
             raise ValueError(f"full_width is {full_width}: use a number of channels >= 1, or None.")
@@ -137,9 +137,7 @@ class WaveFormerDecoder(nn.Module):
         for lift, skip, source, own in zip(self.lifts, self.skips, seen, maps, strict=False):
             lifted.append(lift(deepest, source, skip(own)))
         # Coarsest first, the order of the paper's weights.
-        parts = [
-            up(x, size) for up, x in zip(reversed(self.upsamples), reversed(lifted[1:]), strict=True)
-        ]
+        parts = [up(x, size) for up, x in zip(reversed(self.upsamples), reversed(lifted[1:]), strict=True)]
         d, h, w = image.shape[2:]
         full = self.to_full(torch.cat([*parts, lifted[0]], dim=1))[:, :, :d, :h, :w]
         return self.predict(self.mix_full(torch.cat([full, self.image_path(image)], dim=1)))

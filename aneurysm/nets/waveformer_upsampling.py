@@ -8,6 +8,7 @@ Notation: b batch, c channels, (d, h, w) voxels of a map.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +149,7 @@ class ResidualUpsample(nn.Module):
         self.norm = nn.GroupNorm(in_channels, in_channels)
         steps = [in_channels, 2 * in_channels, *[in_channels] * (factor >= 4), out_channels]
         layers: list[nn.Module] = []
-        for a, b in zip(steps, steps[1:], strict=False):
+        for a, b in pairwise(steps):
             layers += [nn.Conv3d(a, b, 1), nn.GELU()]
         self.head = nn.Sequential(*layers[:-1])
         self.residual = nn.Conv3d(in_channels, out_channels, 1)
