@@ -98,7 +98,9 @@ class WaveletUpsample(nn.Module):
             raise ValueError(f"Wavelet upsampling over {levels} levels: expected one or more.")
         self.deep_channels, self.channels, self.levels = deep_channels, channels, levels
         self.low = nn.Conv3d(deep_channels, channels, 3, padding=1, bias=False)
-        self.refine = nn.ModuleList(DetailRefinement(channels) for _ in range(levels * refine_details))
+        self.refine = nn.ModuleList(
+            DetailRefinement(channels) for _ in range(levels if refine_details else 0)
+        )
         self.mix = residual_block(2 * channels, channels)
 
     def lift(
@@ -147,7 +149,7 @@ class ResidualUpsample(nn.Module):
         self.depthwise = nn.Conv3d(in_channels, in_channels, 3, padding=1, groups=in_channels)
         hold(self.depthwise.bias)  # the norm subtracts it
         self.norm = nn.GroupNorm(in_channels, in_channels)
-        steps = [in_channels, 2 * in_channels, *[in_channels] * (factor >= 4), out_channels]
+        steps = [in_channels, 2 * in_channels, *([in_channels] if factor >= 4 else []), out_channels]
         layers: list[nn.Module] = []
         for a, b in pairwise(steps):
             layers += [nn.Conv3d(a, b, 1), nn.GELU()]
