@@ -40,8 +40,8 @@ class WaveFormerDecoder(nn.Module):
             the paper's best model has none). Needs the bands themselves, which are skipped otherwise.
         full_width: channels at full resolution, None for widths[0] as in the paper. Both residual blocks
             there cost its square: at width 48 and a crop of 96^3 (4 channels in, 4 out) they and the two
-            layers next to them take 235 of all 332 G multiply-adds, at 24 channels 62 G and at 16 channels
-            29 G, so that the whole net needs 158 and 125 G. What is lost is detail of the image itself below
+            layers next to them take 235 of all 331 G multiply-adds, at 24 channels 62 G and at 16 channels
+            29 G, so that the whole net needs 157 and 124 G. What is lost is detail of the image itself below
             two voxels: it passes through fewer channels.
         align_corners: of the trilinear upsampling, True in the paper. It moves coarse voxels away from the
             voxels they were made of, by up to (factor-1)/2 fine ones at the border; False keeps them there.
