@@ -29,6 +29,8 @@ def epoch_sums(module: LightningModule, split: str) -> Sums:
 class StageModule(LightningModule):
     """A LightningModule whose networks can be spread over processes."""
 
+    compiles = True  # whether `trainer.compile` pays for them
+
     def configure_model(self) -> None:
         """Under `trainer=fsdp` every process keeps a part of each network and of what optimises it."""
         if self._device_mesh is None:

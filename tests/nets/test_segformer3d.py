@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.nets.segformer3d import ReducedAttention, SegFormer3D, upsample
+from aneurysm.nets.segformer3d import SegFormer3D
+from aneurysm.nets.segformer_blocks import MixFeedForward, OverlapEmbed, ReducedAttention, SegFormerBlock, as_map, upsample
 
 torch.set_num_threads(1)  # the machines that run the tests are shared
 
