@@ -59,7 +59,7 @@ class SegFormer3D(nn.Module):
         full_resolution_skip: bool = True,
         skip_width: int = 8,
         patch_stride: int = 4,
-        prior: float = 0.05,
+        prior: float | int = 0.05,
         recompute: bool = False,
     ) -> None:
         super().__init__()

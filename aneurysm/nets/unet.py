@@ -44,7 +44,7 @@ class UNet3D(nn.Module):
         residual_units: int = 2,
         detail_width: int = 4,
         dropout: float | int = 0.0,
-        prior: float = 0.05,
+        prior: float | int = 0.05,
     ) -> None:
         super().__init__()
         if len(widths) < 2:
@@ -116,7 +116,7 @@ class DynUNet3D(nn.Module):
         strides: Sequence[int | Sequence[int]] | None = None,
         residual: bool = False,
         dropout: float | int = 0.0,
-        prior: float = 0.05,
+        prior: float | int = 0.05,
     ) -> None:
         super().__init__()
         if len(widths) < 3:
