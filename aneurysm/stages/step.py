@@ -37,6 +37,8 @@ class StageModule(LightningModule):
             return
         for part in self.children():
             if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
+                for parameter in part.parameters():  # it cannot share out weights in channels-last layout
+                    parameter.data = parameter.data.contiguous()
                 # Also after a forward pass without a backward one: a teacher's average is taken of parts.
                 fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True)
 

@@ -159,6 +159,8 @@ def run(folder: Path, *overrides: str, **environment: str) -> subprocess.Complet
             str(ROOT / "train.py"),
             "experiment=smoke",
             "stage=vessel",
+            "fold=0",
+            "vessel.net.widths=[4,8]",
             "logger=none",
             f"paths.outputs={folder}",
             *overrides,
@@ -172,11 +174,12 @@ def run(folder: Path, *overrides: str, **environment: str) -> subprocess.Complet
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=880,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -188,12 +191,13 @@ def run(folder: Path, *overrides: str, **environment: str) -> subprocess.Complet
 def test_the_vessel_stage_trains_compiled(tmp_path, overrides):
     done = run(tmp_path, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "recompile_limit" not in done.stderr
+    assert "recompile_limit" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_machine_without_a_compiler_says_so(tmp_path):
     done = run(tmp_path, "trainer.compile=true", CXX="no-such-compiler")
+    said = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "C++ compiler" in done.stderr and "trainer.compile=false" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    assert "no-such-compiler" in said and "trainer.compile=false" in said and "Traceback" not in said, said
