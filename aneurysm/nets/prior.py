@@ -14,7 +14,9 @@ def start_at(convolution: nn.Module, probability: float | int) -> None:
         ValueError: the probability is not between 0 and 1, or the layer has no bias.
     """
     if not 0 < probability < 1:
-        raise ValueError(f"prior={probability}: the untrained probability lies between 0 and 1, without them.")
+        raise ValueError(
+            f"prior={probability}: the untrained probability lies between 0 and 1, without them."
+        )
     bias = getattr(convolution, "bias", None)
     if bias is None:
         raise ValueError(f"The last layer {convolution} has no bias, which would carry the prior.")

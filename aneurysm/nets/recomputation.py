@@ -19,7 +19,9 @@ def recomputed(block: nn.Module, *inputs: Any) -> Tensor:
     if not (block.training and torch.is_grad_enabled()):
         return block(*inputs)
     # A compiled graph is computed again without its side effects, and takes no contexts.
-    contexts = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _contexts(block)}
+    contexts: dict[str, Any] = (
+        {} if torch.compiler.is_compiling() else {"context_fn": lambda: _contexts(block)}
+    )
     return checkpoint(block, *inputs, use_reentrant=False, **contexts)
 
 

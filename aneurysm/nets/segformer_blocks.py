@@ -208,8 +208,8 @@ class FullResolutionHead(nn.Module):
         expect_map("FullResolutionHead, features", features, self.narrow.in_channels)
         if (coarse_size := tuple(-(-n // stride) for n in image.shape[2:])) != features.shape[2:]:
             raise ValueError(
-                f"FullResolutionHead: features of {tuple(features.shape[2:])} voxels do not lie under an image "
-                f"of {tuple(image.shape[2:])} at stride {stride}: expected {coarse_size}."
+                f"FullResolutionHead: features of {tuple(features.shape[2:])} voxels do not lie under an "
+                f"image of {tuple(image.shape[2:])} at stride {stride}: expected {coarse_size}."
             )
         image = image.contiguous(memory_format=torch.channels_last_3d)
         coarse = upsample(pointwise(self.narrow, features), stride, image.shape[2:])

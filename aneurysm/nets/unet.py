@@ -1,9 +1,9 @@
 """3-D U-Nets for vessels: a small residual one, and nnU-Net's.
 
 UNet3D is chosen for the accuracy it reaches per second of training. Its body is MONAI's residual U-Net
-(Kerfoot et al. 2018, doi 10.1007/978-3-030-12029-0_40): its first convolution has stride 2, so the costly full
-resolution carries only a few channels. A short head sees these channels next to the image itself, so that
-vessels of one or two voxels keep their border.
+(Kerfoot et al. 2018, doi 10.1007/978-3-030-12029-0_40): its first convolution has stride 2, so the costly
+full resolution carries only a few channels. A short head sees these channels next to the image itself, so
+that vessels of one or two voxels keep their border.
 
 DynUNet3D is MONAI's form of the network that nnU-Net trains (Isensee et al. 2021, doi
 10.1038/s41592-020-01008-z): full width at full resolution, several times the time per step.
@@ -98,9 +98,9 @@ class UNet3D(nn.Module):
 class DynUNet3D(nn.Module):
     """Segment a volume: logits (b, out_channels, d, h, w) of the size of the image, whatever that is.
 
-    widths: channels at full resolution and at every level below it; strides: from each level to the one below,
-    one number or one per axis (d, h, w), 2 everywhere by default; an axis of stride 1 is convolved with
-    kernel 1 there, nnU-Net's way with thick slices; residual: residual blocks in place of plain pairs of
+    widths: channels at full resolution and at every level below it; strides: from each level to the one
+    below, one number or one per axis (d, h, w), 2 everywhere by default; an axis of stride 1 is convolved
+    with kernel 1 there, nnU-Net's way with thick slices; residual: residual blocks in place of plain pairs of
     convolutions; dropout: rate after every convolution but the last; prior: probability that the untrained
     net gives everywhere.
     Instance norm throughout, so the result for a crop does not depend on its batch.
@@ -169,8 +169,8 @@ def _per_axis(strides: Sequence[int | Sequence[int]]) -> list[tuple[int, ...]]:
     steps = [(s,) * 3 if isinstance(s, int) else tuple(s) for s in strides]
     if any(len(step) != 3 or min(step) < 1 or max(step) < 2 for step in steps):
         raise ValueError(
-            f"Strides {strides}: each is a number from 2, or one number from 1 per axis (d, h, w), of which one "
-            "is 2 or more."
+            f"Strides {strides}: each is a number from 2, or one number from 1 per axis (d, h, w), of which "
+            "one is 2 or more."
         )
     return steps
 

@@ -76,9 +76,9 @@ def compiling(module: LightningModule, setting: bool | str) -> Iterator[list[Cal
     except TorchDynamoException as error:
         raise UserError(
             f"The network cannot be compiled with trainer.compile={setting}: {_cause(error)} On a CPU "
-            "torch.compile needs a C++ compiler (g++ or clang++, named by CXX if it is not on the PATH), on a "
-            "GPU Triton and a C compiler. Install them or train with trainer.compile=false, which gives the "
-            "same networks."
+            "torch.compile needs a C++ compiler (g++ or clang++, named by CXX if it is not on the PATH), on "
+            "a GPU Triton and a C compiler. Install them or train with trainer.compile=false, which gives "
+            "the same networks."
         ) from error
     finally:
         release(module)

@@ -250,7 +250,9 @@ def test_errors_teach():
         SegFormer3D(widths=(10, 16, 32, 64), heads=(3, 2, 4, 8))
     with pytest.raises(ValueError, match=r"prior=1"):
         SegFormer3D(prior=1)
-    with pytest.raises(ValueError, match=r"built for 2 channel\(s\): got .*\(1, 1, 16, 16, 16\), expected \(b, 2, d"):
+    with pytest.raises(
+        ValueError, match=r"built for 2 channel\(s\): got .*\(1, 1, 16, 16, 16\), expected \(b, 2, d"
+    ):
         SegFormer3D()(torch.randn(1, 1, 16, 16, 16))
     with pytest.raises(ValueError, match="at least one voxel"):
         SegFormer3D()(torch.randn(1, 2, 16, 0, 16))
@@ -265,8 +267,14 @@ def test_every_part_says_what_it_expects():
     tokens = torch.randn(1, 8, 12)
     with pytest.raises(ValueError, match=r"OverlapEmbed: got .* expected \(b, 3, d, h, w\)"):
         OverlapEmbed(3, 8, 2)(torch.randn(1, 2, 8, 8, 8))
-    for part in (ReducedAttention(8, 2, 2), MixFeedForward(8, 4, "group"), SegFormerBlock(8, 2, 2, 4, "group")):
-        with pytest.raises(ValueError, match=rf"{type(part).__name__}: got .*\(1, 8, 12\), expected \(b, n, 8\)"):
+    for part in (
+        ReducedAttention(8, 2, 2),
+        MixFeedForward(8, 4, "group"),
+        SegFormerBlock(8, 2, 2, 4, "group"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{type(part).__name__}: got .*\(1, 8, 12\), expected \(b, n, 8\)"
+        ):
             part(tokens, (2, 2, 2))
         with pytest.raises(ValueError, match=r"do not fill a map of \(2, 3, 2\)"):
             part(torch.randn(1, 8, 8), (2, 3, 2))

@@ -1,9 +1,12 @@
 from functools import partial
 
+import hydra
 import pytest
 import torch
 import torch.nn.functional as F
 
+from aneurysm.build import build, build_segmenter
+from aneurysm.command_line import config_folder
 from aneurysm.nets.unet import DynUNet3D, UNet3D
 
 torch.set_num_threads(1)  # the machines that run the tests are shared
@@ -70,7 +73,9 @@ def test_the_dynamic_unet_is_monais(residual):
     net = DynUNet3D(2, 3, (4, 8, 16), strides, residual=residual)
     kernels = [(3, 3, 3), (1, 3, 3), (3, 3, 3)]
     norm = ("INSTANCE", {"affine": True})
-    theirs = DynUNet(3, 2, 3, kernels, [(1, 1, 1), *strides], strides, [4, 8, 16], norm_name=norm, res_block=residual)
+    theirs = DynUNet(
+        3, 2, 3, kernels, [(1, 1, 1), *strides], strides, [4, 8, 16], norm_name=norm, res_block=residual
+    )
     missing = theirs.load_state_dict(net.body.state_dict(), strict=False)
     assert not missing.unexpected_keys and all(k.startswith("skip_layers.") for k in missing.missing_keys)
     image = torch.randn(2, 2, 4, 8, 12)
@@ -89,6 +94,17 @@ def test_the_dynamic_unet_trains_every_weight():
         assert p.grad is not None and p.grad.abs().max() > 1e-6, name
 
 
+@pytest.mark.parametrize("option", ["dynunet", "dynunet_base"])
+def test_segmenters_of_both_stages_can_be_dynamic_unets(option):
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = hydra.compose(
+            "train", overrides=[f"segmenter@vessel.net={option}", f"segmenter@smart_net.net={option}"]
+        )
+    vessel = build(cfg.vessel.net, in_channels=1, out_channels=1)
+    assert isinstance(vessel, DynUNet3D) and isinstance(build_segmenter(cfg).net, DynUNet3D)
+    assert vessel(torch.randn(1, 1, 17, 16, 20)).shape == (1, 1, 17, 16, 20)
+
+
 def test_the_dynamic_unet_drops_no_logits_and_starts_at_its_prior():
     torch.manual_seed(0)
     net = DynUNet3D(widths=(4, 8, 8), dropout=0.5, prior=0.01)
@@ -102,7 +118,9 @@ def test_the_dynamic_unet_drops_no_logits_and_starts_at_its_prior():
 def test_errors_teach():
     with pytest.raises(ValueError, match="two widths"):
         UNet3D(widths=(8,))
-    with pytest.raises(ValueError, match=r"built for 1 channel\(s\): got .*\(1, 2, 16, 16, 16\), expected \(b, 1, d"):
+    with pytest.raises(
+        ValueError, match=r"built for 1 channel\(s\): got .*\(1, 2, 16, 16, 16\), expected \(b, 1, d"
+    ):
         UNet3D()(torch.randn(1, 2, 16, 16, 16))
     with pytest.raises(ValueError, match="at least one voxel"):
         UNet3D()(torch.randn(1, 1, 16, 0, 16))

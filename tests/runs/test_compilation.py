@@ -144,7 +144,10 @@ def test_compiling_does_not_make_another_run(settings):
     ("backend", "said"),
     [
         ("inductr", r"trainer\.compile=inductr: no such backend .*inductor"),
-        ("breaking", r"trainer\.compile=breaking: RuntimeError: no kernel for this\. .*trainer\.compile=false"),
+        (
+            "breaking",
+            r"trainer\.compile=breaking: RuntimeError: no kernel for this\. .*trainer\.compile=false",
+        ),
     ],
 )
 def test_errors_teach(tmp_path, settings, backend, said):
