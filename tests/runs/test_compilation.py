@@ -136,8 +136,9 @@ def test_a_compiled_training_goes_on_bit_by_bit(tmp_path, settings):
     torch.testing.assert_close(mixed.net.layers[0].weight, whole.net.layers[0].weight, rtol=1e-3, atol=1e-4)
 
 
-def test_compiling_does_not_make_another_run(settings):
-    assert stage_key(settings("trainer.compile=true"), "expert", "d") == stage_key(settings(), "expert", "d")
+@pytest.mark.parametrize("setting", ["trainer.compile=true", "smart_net.net.recompute=true"])
+def test_neither_compiling_nor_recomputing_makes_another_run(settings, setting):
+    assert stage_key(settings(setting), "expert", "d") == stage_key(settings(), "expert", "d")
 
 
 @pytest.mark.parametrize(
