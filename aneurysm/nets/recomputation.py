@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(block: nn.Module, *inputs: Any) -> Tensor:
+def recomputed(block: nn.Module, *inputs: Any) -> Any:
     """block(*inputs), of which only the inputs are kept for the backward pass.
 
     Outputs, gradients and running statistics are those of the plain call, bit by bit. Without gradients or in

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.nets.depthwise import DepthwiseConv3d
 from aneurysm.nets.no_effect import hold
 from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.wavelet import pad_to_multiple
@@ -145,13 +146,14 @@ class MixFeedForward(nn.Module):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.fc1 = nn.Linear(width, hidden)
-        self.depthwise = nn.Conv3d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.depthwise = DepthwiseConv3d(hidden)
         self.norm = norm3d(norm, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b n c"]:
         expect_map("MixFeedForward", x, self.fc1.in_features, axes=1, channels_last=True)
-        u = self.norm(self.depthwise(as_map(self.fc1(x), size)))
+        mixed = self.depthwise(self.fc1(x).unflatten(1, tuple(size)))
+        u = self.norm(mixed.permute(0, 4, 1, 2, 3))
         return self.fc2(F.gelu(as_tokens(u)))
 
 

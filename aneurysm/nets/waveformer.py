@@ -12,15 +12,15 @@ Notation: b batch, c channels, (d, h, w) map size.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from aneurysm.nets.oscillators import Oscillators, OscillatorState
+from aneurysm.nets.recomputation import recomputed
 from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.waveformer_block import BlockOutput, WaveletBlock
+from aneurysm.nets.waveformer_decoder import WaveFormerDecoder
 from aneurysm.nets.wavelet import pad_to_multiple
 
 
@@ -116,7 +116,8 @@ class WaveFormerEncoder(nn.Module):
         self.widths: tuple[int, ...] = tuple(width * 2**i for i in range(len(depths)))
         self.strides: tuple[int, ...] = tuple(2 ** (i + 1) for i in range(len(depths)))
         self.patch_embed = PatchEmbed(in_channels, width)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        blocks_in_all = sum(depths)
+        rates = iter([drop_path * i / max(blocks_in_all - 1, 1) for i in range(blocks_in_all)])
         self.merges = nn.ModuleList(PatchMerging(w) for w in self.widths[:-1])
         stages: list[list[WaveletBlock]] = [
             [
@@ -157,7 +158,7 @@ class WaveFormerEncoder(nn.Module):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 assert isinstance(block, WaveletBlock)
-                out = self._run(block, x)
+                out: BlockOutput = recomputed(block, x) if self.recompute else block(x)
                 x = out.map
                 if out.oscillators is not None:
                     found.oscillators.append(out.oscillators)
@@ -166,13 +167,6 @@ class WaveFormerEncoder(nn.Module):
             # Only the copy that leaves is normalised, the residual stream goes on as it is.
             found.maps.append(F.layer_norm(x, x.shape[-1:]).permute(0, 4, 1, 2, 3))
         return found
-
-    def _run(self, block: WaveletBlock, x: Tensor) -> BlockOutput:
-        if self.recompute and self.training and torch.is_grad_enabled():
-            out = checkpoint(block.process, x, use_reentrant=False)
-            assert isinstance(out, BlockOutput)
-            return out
-        return block.process(x)
 
     def forward(self, image: Float[Tensor, "b c d h w"]) -> list[Tensor]:
         """Feature maps of an image (b, in_channels, d, h, w) of normalised intensities, finest first."""
@@ -190,6 +184,86 @@ class WaveFormerEncoder(nn.Module):
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """The parameters that `load_pretrained` fills."""
         return [p for name, p in self.named_parameters() if ".oscillator." not in name]
+
+
+class WaveFormer(nn.Module):
+    """Segment a volume: logits (b, out_channels, d, h, w) of the size of the image, whatever that is.
+
+    The encoder and the decoder of the paper. Its network is width 48, depths (2, 2, 2, 2), multi_scale,
+    normalise_lf False and min_window 1; with bias_reach 6 it has the paper's 16.98 million parameters of a
+    96^3 crop.
+
+    Args:
+        in_channels, out_channels: of the image and of the logits.
+        full_width: channels at full resolution, the costliest part; None for `width`, as in the paper.
+        refine_details, align_corners, prior: see `WaveFormerDecoder`.
+        oscillators: see `Oscillators`.
+        recompute: keep only what enters the transformer blocks and the decoder's parts for the backward pass.
+        others: see `WaveFormerEncoder`.
+    Raises:
+        ValueError: settings that do not fit each other, or an image of other channels or too few voxels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        width: int = 16,
+        depths: Sequence[int] = (1, 1, 1, 1),
+        heads: Sequence[int] = (2, 4, 8, 8),
+        levels: Sequence[int] = (3, 2, 1, 0),
+        mlp_ratio: float | int = 4.0,
+        drop_path: float | int = 0.0,
+        multi_scale: bool = False,
+        normalise_lf: bool = True,
+        min_window: int = 4,
+        bias_reach: int = 8,
+        full_width: int | None = None,
+        refine_details: bool = False,
+        align_corners: bool = True,
+        prior: float = 0.05,
+        oscillators: Oscillators | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = WaveFormerEncoder(
+            in_channels,
+            width,
+            depths,
+            heads,
+            levels,
+            mlp_ratio,
+            drop_path,
+            multi_scale,
+            normalise_lf,
+            min_window,
+            bias_reach,
+            oscillators,
+        )
+        self.decoder = WaveFormerDecoder(
+            in_channels,
+            out_channels,
+            self.encoder.widths,
+            self.encoder.strides,
+            refine_details,
+            full_width,
+            align_corners,
+            prior,
+        )
+        self.recompute = recompute
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.encoder.recompute
+
+    @recompute.setter
+    def recompute(self, again: bool) -> None:
+        self.encoder.recompute = self.decoder.recompute = again
+
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+        found = self.encoder.encode(self.encoder.patch_embed(image))
+        return self.decoder(image, found.maps, found.seen)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -134,8 +134,7 @@ class WaveletBlock(nn.Module):
         """Give the block oscillators of its own."""
         self.oscillator, self.placement = oscillators.block(channels=self.width), oscillators.placement
 
-    def process(self, x: Float[Tensor, "b d h w c"]) -> BlockOutput:
-        """The map after the block, with what else the block knows."""
+    def forward(self, x: Float[Tensor, "b d h w c"]) -> BlockOutput:
         expect_map("WaveletBlock", x, self.width, channels_last=True)
         state = None
         seen = self.norm1(x)
@@ -149,9 +148,6 @@ class WaveletBlock(nn.Module):
         if self.placement == "after_mlp":
             x, state = self._oscillate(x)
         return BlockOutput(x, seen, state)
-
-    def forward(self, x: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w c"]:
-        return self.process(x).map
 
     def _oscillate(self, x: Tensor) -> tuple[Tensor, OscillatorState | None]:
         assert self.oscillator is not None

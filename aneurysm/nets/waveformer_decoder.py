@@ -8,14 +8,16 @@ the image itself joins at full resolution. The parts are in `waveformer_upsampli
 Notation: b batch, c channels, (d, h, w) voxels of a map; stage s = 0 ... S-1, finest first.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.nets.prior import start_at
+from aneurysm.nets.recomputation import recomputed
 from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.waveformer_upsampling import (
     ChannelCalibration,
@@ -46,6 +48,7 @@ class WaveFormerDecoder(nn.Module):
         align_corners: of the trilinear upsampling, True in the paper. It moves coarse voxels away from the
             voxels they were made of, by up to (factor-1)/2 fine ones at the border; False keeps them there.
         prior: probability that the untrained net gives everywhere.
+        recompute: keep only what enters the residual blocks and upsamplings for the backward pass.
     Raises:
         ValueError: for fewer than two stages, lists of different lengths, or strides that do not double.
     """
@@ -60,6 +63,7 @@ class WaveFormerDecoder(nn.Module):
         full_width: int | None = None,
         align_corners: bool = True,
         prior: float = 0.05,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) < 2 or len(widths) != len(strides):
@@ -74,7 +78,7 @@ class WaveFormerDecoder(nn.Module):
             )
         if full_width is not None and full_width < 1:
             raise ValueError(f"full_width is {full_width}: use a number of channels >= 1, or None.")
-        self.in_channels = in_channels
+        self.in_channels, self.recompute = in_channels, recompute
         self.widths, self.strides = tuple(widths), tuple(strides)
         finest, deepest, lifted = widths[0], widths[-1], len(widths) - 1
         full = full_width or finest
@@ -90,9 +94,7 @@ class WaveFormerDecoder(nn.Module):
         self.image_path = residual_block(in_channels, full)
         self.mix_full = residual_block(2 * full, full)
         self.predict = nn.Conv3d(full, out_channels, 1)
-        assert self.predict.bias is not None
-        # Structures are rare: start at a low probability, or the first steps only learn to say no.
-        nn.init.constant_(self.predict.bias, math.log(prior / (1 - prior)))
+        start_at(self.predict, prior)
 
     def _expect(self, image: Tensor, maps: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
         owner, stages = "WaveFormer decoder", len(self.widths)
@@ -135,9 +137,14 @@ class WaveFormerDecoder(nn.Module):
         size = maps[0].shape[2:]
         lifted: list[Tensor] = []
         for lift, skip, source, own in zip(self.lifts, self.skips, seen, maps, strict=False):
-            lifted.append(lift(deepest, source, skip(own)))
+            lifted.append(lift(deepest, source, self._run(skip, own)))
         # Coarsest first, the order of the paper's weights.
-        parts = [up(x, size) for up, x in zip(reversed(self.upsamples), reversed(lifted[1:]), strict=True)]
+        coarse = zip(reversed(self.upsamples), reversed(lifted[1:]), strict=True)
+        parts = [self._run(up, x, size) for up, x in coarse]
         d, h, w = image.shape[2:]
         full = self.to_full(torch.cat([*parts, lifted[0]], dim=1))[:, :, :d, :h, :w]
-        return self.predict(self.mix_full(torch.cat([full, self.image_path(image)], dim=1)))
+        full = torch.cat([full, self._run(self.image_path, image)], dim=1)
+        return self.predict(self._run(self.mix_full, full))
+
+    def _run(self, part: nn.Module, *inputs: Any) -> Tensor:
+        return recomputed(part, *inputs) if self.recompute else part(*inputs)

@@ -138,7 +138,7 @@ def official_maps(image, shapes, seedfill):
             for ours, theirs in ENCODER.items():
                 key = key.replace(ours, theirs)
             value = official(key)
-            parameter.copy_(value[index] if key.endswith("table") else value.reshape(parameter.shape))
+            parameter.copy_((value[index] if key.endswith("table") else value).reshape(parameter.shape))
     order = [0b000, 0b100, 0b010, 0b001, 0b101, 0b010, 0b001, 0b111]
     maps, seen, x = [], [], net.patch_embed(image).permute(0, 2, 3, 4, 1)
     for s, stage in enumerate(net.stages):
@@ -149,9 +149,9 @@ def official_maps(image, shapes, seedfill):
             x = F.layer_norm(torch.cat(corners, -1), (8 * c,), weight, bias, 1e-6)
             x = x @ official(f"downsample_{s}.reduction.weight").T
         for block in stage[:-1]:
-            x = block(x)
+            x = block(x).map
         seen.append(stage[-1].norm1(x).permute(0, 4, 1, 2, 3))
-        x = stage[-1](x)
+        x = stage[-1](x).map
         maps.append(F.layer_norm(x, x.shape[-1:]).permute(0, 4, 1, 2, 3))
     return maps, seen
 
