@@ -152,7 +152,7 @@ class MixFeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b n c"]:
         expect_map("MixFeedForward", x, self.fc1.in_features, axes=1, channels_last=True)
-        mixed = self.depthwise(self.fc1(x).unflatten(1, tuple(size)))
+        mixed = self.depthwise(as_map(self.fc1(x), size).permute(0, 2, 3, 4, 1))
         u = self.norm(mixed.permute(0, 4, 1, 2, 3))
         return self.fc2(F.gelu(as_tokens(u)))
 
