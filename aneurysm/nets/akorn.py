@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -42,7 +41,16 @@ class Trajectory:
 
 def unit_oscillators(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b c *s"]:
     """Scale every oscillator to length one (the projection Pi); a zero vector stays zero."""
-    return F.normalize(x.unflatten(1, (-1, oscillator_dim)), dim=2).flatten(1, 2)
+    return _normalise(x.unflatten(1, (-1, oscillator_dim))).flatten(1, 2)
+
+
+def _normalise(x: Float[Tensor, "b g n *s"]) -> Float[Tensor, "b g n *s"]:
+    # As F.normalize with its eps of 1e-12, whose norm along a short inner axis is slow.
+    return x * _inverse_length(x)
+
+
+def _inverse_length(x: Float[Tensor, "b g n *s"]) -> Float[Tensor, "b g 1 *s"]:
+    return (x * x).sum(2, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 def rotate(x: Float[Tensor, "b c *s"], frequency: Float[Tensor, "pairs"]) -> Float[Tensor, "b c *s"]:
@@ -65,7 +73,7 @@ def advance(
     # A compiler fuses what `_Advance` fuses by hand.
     if isinstance(gamma, Tensor) or torch.compiler.is_compiling():
         along = (x * y).sum(2, keepdim=True)
-        return F.normalize((1 + gamma * (float(add_state) - along)) * x + gamma * y, dim=2), along
+        return _normalise((1 + gamma * (float(add_state) - along)) * x + gamma * y), along
     return _Advance.apply(x, y, gamma, add_state)
 
 
@@ -77,7 +85,7 @@ class _Advance(torch.autograd.Function):
         along = (x * y).sum(2, keepdim=True)
         moved = x * (1 + gamma * (float(add_state) - along))
         moved.add_(y, alpha=gamma)
-        inverse = moved.square().sum(2, keepdim=True).clamp_(min=1e-24).rsqrt_()  # as F.normalize, eps 1e-12
+        inverse = _inverse_length(moved)
         after = moved.mul_(inverse)
         ctx.gamma, ctx.add_state = gamma, add_state
         ctx.save_for_backward(x, y, along, inverse, after)
@@ -135,7 +143,7 @@ def kuramoto(
     exact = torch.float64 if x0.dtype == torch.float64 else torch.float32
     device = x0.device.type
     with torch.autocast(device, enabled=False):
-        x = F.normalize(x0.to(exact).reshape(groups), dim=2)  # (b, g, n, *s)
+        x = _normalise(x0.to(exact).reshape(groups))  # (b, g, n, *s)
         c = stimulus.to(exact).reshape(groups)
     states, energies, lyapunov = [], [], []
     for _ in range(steps):
