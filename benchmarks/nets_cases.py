@@ -140,7 +140,7 @@ def check(product: nn.Module, plain: nn.Module, image: Tensor) -> tuple[float, f
         net.zero_grad(set_to_none=True)
     apart = max(float((a - b).abs().max()) for a, b in zip(*maps, strict=True))
     slopes = max(abs(a - b) / max(a, b, 1e-12) for a, b in zip(*gradients, strict=True))
-    if apart > 1e-3 or slopes > 1e-2:
+    if apart > 1e-4 or slopes > 5e-3:
         raise RuntimeError(
             f"The restatement is another network: maps differ by {apart:.1e}, gradients by {slopes:.1e}."
         )

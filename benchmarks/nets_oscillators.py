@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from aneurysm.nets.coupling import AttentionCoupling
 from nets_cases import PLAIN, PRODUCT
 from nets_measure import Times, in_turns, ratio
-from nets_plain import PlainAttention, plain_kuramoto
-from torch import Tensor
+from nets_plain import PlainAttention, plain_kuramoto, rotary_angles
+from torch import Tensor, nn
 
-from aneurysm.nets.akorn import AkornBlock, kuramoto, position_angles
+from aneurysm.nets.akorn import KuramotoLayer
 
 COUPLING = "J"
-CHANNELS, GRID = 64, 8
+CHANNELS, GRID, HEADS, GAMMA = 64, 8, 4, 0.5
 TARGET = 1.3  # step / coupling, at most
 
 
@@ -32,16 +33,19 @@ class Oscillators:
     coupling: Callable[[Tensor, Tensor], Tensor]
 
 
-def oscillators(connectivity: Any, n: int, steps: int, device: str = "cpu") -> Oscillators:
-    """Sides that share the weights of one product block."""
+def oscillators(connectivity: str, n: int, steps: int, device: str = "cpu") -> Oscillators:
+    """Sides that share the weights of one product layer, which rotates channel pairs (n even)."""
     torch.manual_seed(0)
-    block = AkornBlock(CHANNELS, n, CHANNELS, steps, connectivity=connectivity, grid=GRID).to(device)
-    coupling, frequency, gamma = block.coupling, block.frequency, block.gamma
+    coupling: Any
+    if connectivity == "attention":
+        coupling = AttentionCoupling(CHANNELS, HEADS)
+    else:
+        coupling = nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1)
+    layer: Any = KuramotoLayer(CHANNELS, n, coupling, omega="pairs", stimulus_norm="none").to(device)
     plain: Callable[[Tensor], Tensor] = coupling
     if connectivity == "attention":
-        pairs = CHANNELS // coupling.heads // 2
-        angles = position_angles((GRID,) * 3, pairs, torch.empty(0, device=device))
-        plain = PlainAttention(coupling.qkv, coupling.out, coupling.heads, angles)
+        angles = rotary_angles((GRID,) * 3, CHANNELS // HEADS // 2).to(device)
+        plain = PlainAttention(coupling.qkv, coupling.out, HEADS, angles)
 
     def alone(x: Tensor, stimulus: Tensor) -> Tensor:
         for _ in range(steps):
@@ -49,8 +53,8 @@ def oscillators(connectivity: Any, n: int, steps: int, device: str = "cpu") -> O
         return x
 
     return Oscillators(
-        lambda x, c: kuramoto(coupling, x, c, n, steps, gamma, frequency)[0][-1],
-        lambda x, c: plain_kuramoto(plain, x, c, n, steps, gamma, frequency)[0],
+        lambda x, c: layer(x, c, steps, GAMMA).states[-1],
+        lambda x, c: plain_kuramoto(plain, x, c, n, steps, GAMMA, layer.omega.frequency)[0],
         alone,
     )
 

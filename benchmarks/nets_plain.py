@@ -178,10 +178,16 @@ class PlainEncoder(nn.Module):
         return maps
 
 
+def rotary_angles(grid: Sequence[int], pairs: int) -> Tensor:
+    """Angle (n, pairs) of every cell: pair p turns with axis p mod 3, by pi / 2^(1 + p div 3) per cell."""
+    cells = torch.cartesian_prod(*[torch.arange(float(size)) for size in grid])
+    return torch.stack([cells[:, p % 3] * torch.pi / 2 ** (1 + p // 3) for p in range(pairs)], dim=1)
+
+
 class PlainAttention(nn.Module):
     """Attention between all positions with rotary angles, softmax and einsum written out.
 
-    Weights are those of the product's coupling; angles (n, e/2) are given.
+    Weights are those of the product's coupling; angles (n, e/2): see `rotary_angles`.
     """
 
     def __init__(self, qkv: nn.Linear, out: nn.Linear, heads: int, angles: Tensor) -> None:
