@@ -28,16 +28,20 @@ def build(node: DictConfig, **runtime: Any) -> Any:
             they never pass through OmegaConf.
 
     Raises:
-        UserError: the option does not take a setting that it is given, or says itself what is wrong.
+        UserError: the option does not take a setting that it is given, or a value of it.
     """
     try:
         if not runtime:
             return instantiate(node, _convert_="all")
         return instantiate(node, _convert_="all", _partial_=True)(**runtime)
-    except InstantiationException as error:  # Hydra's wrapping of what the constructor raised
+    except ValueError as error:  # what the constructor says of its arguments
+        raise UserError(f"{node.get('_target_', 'configuration')}: {error}") from error
+    except InstantiationException as error:  # Hydra's wrapping of it
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
+        if isinstance(cause, ValueError):
+            raise UserError(f"{node.get('_target_', 'configuration')}: {cause}") from error
         if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
             raise UserError(
                 f"{cause}: an experiment file or an override sets it for another option of the group than "
@@ -54,13 +58,31 @@ def build_expert(cfg: DictConfig, graph_features: int) -> nn.Module:
     """
     return build(
         cfg.expert.net,
-        backbone=build(cfg.backbone),
+        backbone=build(cfg.backbone, oscillators=build(cfg.oscillator)),
         fusion=build(cfg.fusion),
-        oscillator=build(cfg.oscillator),
         metadata=build(cfg.metadata),
         physics=build(cfg.physics),
         graph_features=graph_features,
     )
+
+
+def try_networks(cfg: DictConfig) -> None:
+    """Build the networks that `cfg.stage` trains, or reads from earlier stages, and throw them away.
+
+    A wrong setting of the expert is so told at once, not after hours of the stages before it.
+
+    Raises:
+        UserError: a network cannot be built with these settings.
+    """
+    last = cfg.stage
+    if last != "pretrain":
+        build(cfg.vessel.net, in_channels=1, out_channels=1)
+    if last not in ("pretrain", "vessel"):
+        build_segmenter(cfg)
+    if last in ("expert", "stacker", "all"):
+        build_expert(cfg, graph_features=1)
+    elif last == "pretrain":
+        build(cfg.backbone)
 
 
 def build_segmenter(cfg: DictConfig) -> nn.Module:

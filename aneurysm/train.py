@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from aneurysm.build import try_networks
 from aneurysm.bundle import write_bundle
 from aneurysm.data.tables import CANDIDATES, SCANS
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
@@ -61,6 +62,7 @@ def train(cfg: DictConfig) -> float:
 
 def _train(cfg: DictConfig) -> float:
     started = time.monotonic()
+    try_networks(cfg)
     experiment = open_experiment(cfg)
     if cfg.stage != "all":
         figures = run_stage(experiment, cfg.stage)

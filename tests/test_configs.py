@@ -1,8 +1,12 @@
 """Every option of every group composes and builds what it says."""
 
+import re
+import subprocess
+import sys
+
 import hydra
 import pytest
-from hydra.utils import get_class, get_method
+from hydra.utils import get_class, get_method, get_object
 from omegaconf import DictConfig, OmegaConf
 
 from aneurysm.build import build, build_expert
@@ -34,7 +38,7 @@ def test_option_names_an_existing_class(group, option):
     if option == "none":
         assert build(node) is None
     else:
-        assert get_class(node._target_) is not None
+        assert callable(get_object(node._target_))
 
 
 @pytest.mark.parametrize("option", options("segmenter"))
@@ -52,10 +56,50 @@ def test_each_option_makes_another_expert(group):
     assert len(names) == len(options(group))
 
 
-@pytest.mark.parametrize("dim", [2, 4, 8, 16])
+@pytest.mark.parametrize("dim", [2, 3, 16])
 def test_oscillator_dim_reaches_the_oscillators(dim):
     net = build_expert(compose(f"oscillator_dim={dim}"), graph_features=8)
-    assert net.oscillator.oscillator_dim == dim
+    assert net.backbone.stages[2][-1].oscillator.oscillator_dim == dim
+
+
+@pytest.mark.parametrize("option", ["akorn", "itrsa"])
+def test_oscillators_stand_where_the_configuration_says(option):
+    changes = ["oscillator.strides=[4,16]", "oscillator.placement=in_attention", "oscillator.steps=2"]
+    net = build_expert(compose(f"oscillator={option}", *changes), graph_features=8)
+    held = [stage[-1].oscillator for stage in net.backbone.stages]
+    assert [block is not None for block in held] == [False, True, False, True]
+    assert {stage[-1].placement for stage in net.backbone.stages} == {None, "in_attention"}
+    assert held[1].steps == 2
+
+
+REFUSED = {
+    "oscillator.placement=inside": "after_mlp, before_mlp or in_attention",
+    "oscillator.strides=[3]": r"strides \[2, 4, 8, 16\]",
+    "oscillator_dim=1": "dimension >= 2",
+    "oscillator.connectivity=ring": "attention",
+    "backbone.heads=[3,4,8,8]": "heads",
+    "smart_net.net.widths=[16,32]": "per stage",
+}
+
+
+def test_a_network_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
+    """In a process of its own: here the types of arguments are checked before the networks can say a word."""
+    script = (
+        "import sys, hydra, aneurysm.train as t, aneurysm.data.errors as e\n"
+        "with hydra.initialize_config_dir(sys.argv[1], version_base='1.3'):\n"
+        "    for override in sys.argv[3:]:\n"
+        "        paths = 'paths.outputs=' + sys.argv[2]\n"
+        "        cfg = hydra.compose('train', [override, 'experiment=smoke', paths])\n"
+        "        try: t.train(cfg)\n"
+        "        except e.UserError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(config_folder()), str(tmp_path), *REFUSED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=config_folder().parent)
+    said = done.stdout.splitlines()
+    assert len(said) == len(REFUSED)
+    for line, message in zip(said, REFUSED.values(), strict=True):
+        assert re.search(message, line)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", options("experiment"))

@@ -1,41 +1,57 @@
-"""Artificial Kuramoto oscillatory neurons on pooled 3-D features.
+"""Artificial Kuramoto oscillatory neurons: the rule, its parameters, what is read off it.
 
 Notation: C oscillator channels = G groups of n = `oscillator_dim` consecutive channels; a group at one
-position is one oscillator, a unit vector in R^n. N positions. J couples positions and channels, c is the
-stimulus, Omega the natural rotation, gamma the step. Source: Miyato et al., ICLR 2025, arXiv 2410.13821.
+position is one oscillator, a unit vector in R^n. Maps are (b, C, *space) with any number of spatial axes;
+tokens (b, N, C) are transposed to (b, C, N). J couples positions and channels, c is the stimulus, Omega the
+natural rotation, gamma the step. Source: Miyato et al., ICLR 2025, arXiv 2410.13821.
+
+The oscillators for a 3-D transformer stage, built of these parts, are in `oscillators`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aneurysm.nets.shapes import expect_map
+
+Rotation = Callable[[Tensor], Tensor]  # x -> Omega x
 
 
 @dataclass(frozen=True, eq=False)
-class OscillatorState:
-    """Where the oscillators of a block ended, and how they got there."""
+class Trajectory:
+    """The way of the oscillators through T Euler steps.
 
-    order_parameter: Float[Tensor, "b"]  # [0, 1], see `order_parameter`
-    order_per_group: Float[Tensor, "b g"]  # R_g in [0, 1], not corrected for chance
-    energies: Float[Tensor, "steps b"]  # before each step; mean per oscillator, so grids compare
-    x: Float[Tensor, "b c d h w"]  # final unit vectors
+    Energies are those of the state before each step (entry 0 belongs to the start), summed over all
+    oscillators of a sample. `energies` is what the paper's code logs, -<x, Jx + c>; `lyapunov` is
+    -1/2 <x, Jx> - <c, x>, which never rises for symmetric J, Omega = 0 and a small gamma.
+    """
+
+    states: list[Tensor]  # T maps (b, c, *space), after every step
+    energies: Float[Tensor, "steps b"]
+    lyapunov: Float[Tensor, "steps b"]
 
 
 def unit_oscillators(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b c *s"]:
-    """Scale every oscillator to length one (the projection Pi)."""
+    """Scale every oscillator to length one (the projection Pi); a zero vector stays zero."""
     return F.normalize(x.unflatten(1, (-1, oscillator_dim)), dim=2).flatten(1, 2)
 
 
 def rotate(x: Float[Tensor, "b c *s"], frequency: Float[Tensor, "pairs"]) -> Float[Tensor, "b c *s"]:
-    """Omega x: channel pair (2k, 2k+1) turns with frequency[k], in rad per unit time."""
+    """Omega x of the published code: channel pair (2k, 2k+1) turns with frequency[k], rad per unit time.
+
+    (Omega x)_2k = +w x_2k+1 and (Omega x)_2k+1 = -w x_2k. One frequency serves all pairs.
+    """
     pairs = x.unflatten(1, (-1, 2))  # (b, c/2, 2, *s)
-    w = frequency.view(1, -1, *(1,) * (x.ndim - 2))
-    return torch.stack((w * pairs[:, :, 1], -w * pairs[:, :, 0]), dim=2).flatten(1, 2)
+    signed = torch.stack((frequency, -frequency), dim=-1).expand(pairs.shape[1], 2)
+    return (pairs.flip(2) * signed[..., *(None,) * (x.ndim - 2)]).flatten(1, 2)
 
 
 def kuramoto(
@@ -44,32 +60,56 @@ def kuramoto(
     stimulus: Float[Tensor, "b c *s"],
     oscillator_dim: int,
     steps: int,
-    gamma: float,
-    frequency: Float[Tensor, "pairs"] | None = None,
+    gamma: float | Tensor,
+    rotation: Rotation | None = None,
     add_state: bool = False,
-) -> tuple[list[Tensor], Float[Tensor, "steps b"]]:
+    recompute: bool = False,
+) -> Trajectory:
     """Let oscillators pull on each other for a number of Euler steps.
 
-    Per step: y = J(x) + c; x <- Pi(x + gamma (Omega x + y - <x, y> x)), with the energy -sum <x, y> of the
-    state before the step. Returns the states after every step and the energies (steps, b).
+    Per step: y = J(x) + c; x <- Pi(x + gamma (Omega x + y - <x, y> x)). The start is Pi(x0).
 
     `add_state` adds x to the drive, as the published code does when it has no Omega. Because Pi ignores
     scale, that shrinks the effective step to gamma / (1 + gamma): with it gamma 1 means a clean 0.5.
+
+    Under autocast the coupling runs in the lower precision; the state, its projection and its normalisation
+    stay in float32 (or float64), because a half-precision normalisation of a zero vector is NaN.
+
+    Args:
+        coupling: J, a map (b, c, *s) to one of the same shape.
+        rotation: x -> Omega x, or None for Omega = 0.
+        recompute: work the coupling out again in the backward pass instead of keeping its insides.
+    Raises:
+        ValueError: start and stimulus differ in shape, or the channels are no multiple of oscillator_dim.
     """
-    x = unit_oscillators(x0, oscillator_dim)
-    states, energies = [], []
+    if x0.shape != stimulus.shape or x0.ndim < 2 or x0.shape[1] % oscillator_dim:
+        raise ValueError(
+            f"Oscillators of dimension {oscillator_dim} got a start of shape {tuple(x0.shape)} and a "
+            f"stimulus of shape {tuple(stimulus.shape)}: expected the same (b, c, *space), c a multiple "
+            f"of {oscillator_dim}."
+        )
+    pull = partial(checkpoint, coupling, use_reentrant=False) if recompute else coupling
+    groups = (x0.shape[0], -1, oscillator_dim, *x0.shape[2:])
+    exact = torch.float64 if x0.dtype == torch.float64 else torch.float32
+    device = x0.device.type
+    with torch.autocast(device, enabled=False):
+        x = F.normalize(x0.to(exact).reshape(groups), dim=2)  # (b, g, n, *s)
+        c = stimulus.to(exact).reshape(groups)
+    states, energies, lyapunov = [], [], []
     for _ in range(steps):
-        y = coupling(x) + stimulus
-        along = (x * y).unflatten(1, (-1, oscillator_dim)).sum(2, keepdim=True)  # (b, g, 1, *s)
-        energies.append(-along.flatten(1).sum(1))
-        drive = y - (along * x.unflatten(1, (-1, oscillator_dim))).flatten(1, 2)
-        if frequency is not None:
-            drive = drive + rotate(x, frequency)
-        if add_state:
-            drive = drive + x
-        x = unit_oscillators(x + gamma * drive, oscillator_dim)
-        states.append(x)
-    return states, torch.stack(energies)
+        drive = pull(x.flatten(1, 2))
+        with torch.autocast(device, enabled=False):
+            y = c + drive.reshape(groups)  # float32 also where the coupling answered in bfloat16
+            along = (x * y).sum(2, keepdim=True)  # (b, g, 1, *s)
+            energies.append(-along.flatten(1).sum(1))
+            lyapunov.append(0.5 * (energies[-1] - (x * c).flatten(1).sum(1)))
+            if rotation is not None:
+                y = y + rotation(x.flatten(1, 2)).reshape(groups)
+            # x + gamma (y - <x, y> x), with x in one place
+            moved = (1 + gamma * (float(add_state) - along)) * x + gamma * y
+            x = F.normalize(moved, dim=2)
+        states.append(x.flatten(1, 2))
+    return Trajectory(states, torch.stack(energies), torch.stack(lyapunov))
 
 
 def lyapunov_energy(
@@ -80,168 +120,224 @@ def lyapunov_energy(
 
 
 def order_per_group(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b g"]:
-    """Kuramoto order R_g = ||mean over positions of x_g||: 1 when a group points one way everywhere."""
-    mean = x.flatten(2).mean(2).unflatten(1, (-1, oscillator_dim))  # (b, g, n)
+    """Kuramoto order R_g = ||mean over positions of x_g||: 1 when a group points one way everywhere.
+
+    N independent random directions give about 1/sqrt(N).
+    """
+    mean = x.reshape(x.shape[0], -1, oscillator_dim, math.prod(x.shape[2:])).mean(3)  # (b, g, n)
     return torch.linalg.vector_norm(mean, dim=2)
 
 
-def order_parameter(per_group: Float[Tensor, "b g"], positions: int) -> Float[Tensor, "b"]:
-    """One synchrony per sample in [0, 1]: mean over groups of R_g, corrected for chance, clipped.
+def order_parameter(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b"]:
+    """Mean over groups of R_g, in [0, 1].
 
-    Independent random directions give R_g of about 1/sqrt(N), so a smaller grid looks more synchronous
-    for nothing. (mean R_g - 1/sqrt(N)) / (1 - 1/sqrt(N)) puts chance at 0 and full synchrony at 1 for any
-    grid. Groups are averaged after their R_g: pooling vectors of different groups would mean nothing.
-    A single position has no synchrony and gives 0.
+    Groups are averaged after their R_g: pooling vectors of different groups would mean nothing.
+    """
+    return order_per_group(x, oscillator_dim).mean(1)
+
+
+def synchrony(order: Float[Tensor, "b"], positions: int) -> Float[Tensor, "b"]:
+    """The order parameter corrected for chance and clipped to [0, 1].
+
+    A smaller grid looks more synchronous for nothing: (R - 1/sqrt(N)) / (1 - 1/sqrt(N)) puts chance at 0 and
+    full synchrony at 1 for any number N of positions. A single position has no synchrony and gives 0.
     """
     chance = positions**-0.5
-    return ((per_group.mean(1) - chance) / max(1 - chance, 1e-6)).clamp(0, 1)
+    return ((order - chance) / max(1 - chance, 1e-6)).clamp(0, 1)
 
 
-def position_angles(grid: Sequence[int], pairs: int, like: Tensor) -> Float[Tensor, "n pairs"]:
-    """Rotary angles of every cell: pair p encodes axis p mod 3, with periods of 4, 8, 16, ... cells."""
-    axes = [torch.arange(size, device=like.device, dtype=like.dtype) for size in grid]
-    cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)  # (n, 3)
-    frequencies = torch.tensor([math.pi / 2 ** (1 + p // 3) for p in range(pairs)]).to(like)
-    return cells[:, [p % 3 for p in range(pairs)]] * frequencies
+class PairRotation(nn.Module):
+    """Omega as one rotation per pair of channels, the published form; needs an even oscillator_dim.
 
+    Frequencies are signed, where the original takes the norm of a vector: zero is then no dead point, and
+    both senses of rotation can be learned.
+    """
 
-class AttentionCoupling(nn.Module):
-    """J as multi-head attention between all positions, with rotary 3-D positions on queries and keys."""
-
-    def __init__(self, channels: int, heads: int = 4) -> None:
+    def __init__(self, channels: int, frequency: float, shared: bool = False) -> None:
         super().__init__()
-        if channels % (2 * heads) or channels // heads < 6:
-            raise ValueError(
-                f"Attention over 3-D positions needs an even number of at least 6 channels per head (a pair "
-                f"per axis), got {channels} channels for {heads} heads. Use fewer heads or more channels."
-            )
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.frequency = nn.Parameter(torch.full((1 if shared else channels // 2,), frequency))  # rad / time
 
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
-        """Couple all positions (quadratic in d*h*w)."""
-        tokens = self.qkv(x.flatten(2).transpose(1, 2))  # (b, n, 3c)
-        q, k, v = tokens.unflatten(2, (3, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # each (b, heads, n, c/heads)
-        angles = position_angles(x.shape[2:], q.shape[-1] // 2, x)
-        cos, sin = angles.cos(), angles.sin()
-
-        def turn(t: Tensor) -> Tensor:
-            a, b = t.chunk(2, dim=-1)
-            return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
-
-        mixed = F.scaled_dot_product_attention(turn(q), turn(k), v)
-        return self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+    def rotation(self) -> Rotation:
+        """x -> Omega x."""
+        return lambda x: rotate(x, self.frequency)
 
 
-class Readout(nn.Module):
-    """m_k = ||U_k x + b_k|| + beta_k: how strongly oscillators agree with each learned pattern."""
+class MatrixRotation(nn.Module):
+    """Omega as a free antisymmetric n x n matrix per group, for any n (odd ones keep at least one axis).
 
-    def __init__(self, in_channels: int, out_channels: int, oscillator_dim: int) -> None:
+    Starts as `PairRotation` does: axes (0, 1), (2, 3), ... turn, a last odd axis rests.
+    """
+
+    def __init__(self, channels: int, oscillator_dim: int, frequency: float, shared: bool = False) -> None:
         super().__init__()
-        self.out_channels = out_channels
-        self.project = nn.Conv3d(in_channels, out_channels * oscillator_dim, 1)  # rows (out, n)
-        self.offset = nn.Parameter(torch.zeros(out_channels))
+        upper = torch.zeros(oscillator_dim, oscillator_dim)
+        pairs = torch.arange(0, oscillator_dim - 1, 2)
+        upper[pairs, pairs + 1] = frequency
+        self.oscillator_dim = oscillator_dim
+        rows, columns = torch.triu_indices(oscillator_dim, oscillator_dim, 1)
+        self.rows: Tensor
+        self.columns: Tensor
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        groups = 1 if shared else channels // oscillator_dim
+        self.upper = nn.Parameter(upper[rows, columns].repeat(groups, 1))  # (g, n (n - 1) / 2), rad / time
 
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"]:
-        """Oscillator channels -> feature channels."""
-        patterns = self.project(x).unflatten(1, (self.out_channels, -1))  # (b, k, n, d, h, w)
-        return torch.linalg.vector_norm(patterns, dim=2) + self.offset.view(-1, 1, 1, 1)
+    def matrix(self) -> Float[Tensor, "g n n"]:
+        """The antisymmetric matrices."""
+        n = self.oscillator_dim
+        square = self.upper.new_zeros(len(self.upper), n, n)
+        square[:, self.rows, self.columns] = self.upper
+        return square - square.mT
+
+    def rotation(self) -> Rotation:
+        """x -> Omega x, with the matrices worked out once."""
+        matrix = self.matrix()
+
+        def apply(x: Tensor) -> Tensor:
+            grouped = x.reshape(
+                x.shape[0], -1, self.oscillator_dim, math.prod(x.shape[2:])
+            )  # (b, g, n, positions)
+            return torch.matmul(matrix, grouped).view_as(x)
+
+        return apply
 
 
-class AkornBlock(nn.Module):
-    """Bind features that belong together by synchronising oscillators, after a transformer stage's MLP.
+class ScaleBias(nn.Module):
+    """A scale and a bias per channel, the published alternative ("sandb") to normalising the stimulus."""
 
-    The map is average-pooled to `grid` (never upsampled), projected to a stimulus c (group-normalised per
-    oscillator) and to start vectors x0 (deterministic, so evaluation is repeatable), stepped `steps` times,
-    read out, upsampled and added: h + alpha * readout. Runs in float32 inside autocast, because a
-    half-precision normalise of a zero vector is NaN.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
-    `alpha` is per channel and starts at 0.1, not 0: with 0 the oscillators get no gradient on the first
-    step and an adaptive optimiser then amplifies the tiny gradients that follow. `alpha=0` makes the block an
-    exact identity at the start.
+    def forward(self, c: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        shape = (-1, *(1,) * (c.ndim - 2))
+        return c * self.weight.view(shape) + self.bias.view(shape)
+
+
+class KuramotoLayer(nn.Module):
+    """Oscillators with a coupling, a natural rotation and a normalisation of the stimulus.
 
     Args:
-        channels: of the map.
-        oscillator_dim: n, at least 2; even with Omega.
-        oscillator_channels: C, rounded up to a multiple of n (with attention also of 2 * heads).
-        steps: T. gamma: Euler step; 0.5 converges, 1.0 can oscillate with period two.
-        connectivity: "attention" couples all positions, "conv" the 26 neighbours (Conv3d k3).
-        grid: largest (d, h, w) of the oscillator field, or one side for all.
-        use_omega: learned signed rotation per channel pair, started at `omega` rad per unit time.
+        channels: C, a multiple of oscillator_dim.
+        oscillator_dim: n, at least 2.
+        coupling: J; `AttentionCoupling`, a convolution of equal size, or any module on (b, C, *space).
+        omega: "pairs", the published form, for even n | "matrix", antisymmetric, for any n | "auto", the
+            first of the two that fits | "none".
+        shared_omega: one frequency (or matrix) for all groups.
+        frequency: every rotation starts at it, rad per unit time.
+        stimulus_norm: "group", statistics over an oscillator's components and all positions | "scale_bias" |
+            "none".
         add_state: the published code's quirk without Omega, see `kuramoto`.
+        recompute: keep nothing of the coupling's insides for the backward pass.
     Raises:
-        ValueError: for an odd oscillator_dim with Omega, dimensions below 2, or no steps.
+        ValueError: for dimensions that do not fit, or an unknown option.
     """
 
     def __init__(
         self,
         channels: int,
-        oscillator_dim: int = 4,
-        oscillator_channels: int = 64,
-        steps: int = 4,
-        gamma: float = 0.5,
-        connectivity: Literal["attention", "conv"] = "attention",
-        grid: Sequence[int] | int = (8, 8, 8),
-        heads: int = 4,
-        use_omega: bool = True,
-        omega: float = 0.1,
-        alpha: float = 0.1,
+        oscillator_dim: int,
+        coupling: nn.Module,
+        omega: Literal["auto", "pairs", "matrix", "none"] = "auto",
+        shared_omega: bool = False,
+        frequency: float = 0.1,
+        stimulus_norm: Literal["group", "scale_bias", "none"] = "group",
         add_state: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        if oscillator_dim < 2 or steps < 1:
+        if oscillator_dim < 2 or channels % oscillator_dim:
             raise ValueError(
-                f"Oscillators need a dimension >= 2 and a step, got {oscillator_dim} and {steps}."
+                f"Oscillators need a dimension >= 2 that divides the channels, got {oscillator_dim} for "
+                f"{channels} channels."
             )
-        if use_omega and oscillator_dim % 2:
+        if omega == "pairs" and oscillator_dim % 2:
             raise ValueError(
-                f"Omega turns pairs of channels, so oscillator_dim must be even, got {oscillator_dim}. "
-                "Use an even dimension or use_omega=False."
+                f"omega=pairs turns pairs of channels, so oscillator_dim must be even, got {oscillator_dim}. "
+                "Use omega=matrix, or none."
             )
-        if connectivity not in ("attention", "conv"):
-            raise ValueError(f"connectivity must be 'attention' or 'conv', got {connectivity!r}.")
-        multiple = math.lcm(oscillator_dim, 2 * heads) if connectivity == "attention" else oscillator_dim
-        width = math.ceil(oscillator_channels / multiple) * multiple
-        self.oscillator_dim, self.oscillator_channels = oscillator_dim, width
-        self.steps, self.gamma, self.add_state = steps, gamma, add_state
-        self.grid = (grid,) * 3 if isinstance(grid, int) else tuple(int(side) for side in grid)
-        self.to_stimulus = nn.Conv3d(channels, width, 1)
-        self.to_start = nn.Conv3d(channels, width, 1)
-        self.stimulus_norm = nn.GroupNorm(width // oscillator_dim, width)
-        if connectivity == "attention":
-            self.coupling = AttentionCoupling(width, heads)
+        self.channels, self.oscillator_dim = channels, oscillator_dim
+        self.add_state, self.recompute = add_state, recompute
+        self.coupling = coupling
+        self.omega: PairRotation | MatrixRotation | None
+        if omega == "auto":
+            omega = "matrix" if oscillator_dim % 2 else "pairs"
+        if omega == "pairs":
+            self.omega = PairRotation(channels, frequency, shared_omega)
+        elif omega == "matrix":
+            self.omega = MatrixRotation(channels, oscillator_dim, frequency, shared_omega)
+        elif omega == "none":
+            self.omega = None
         else:
-            self.coupling = nn.Conv3d(width, width, 3, padding=1)
-        # Signed, where the original takes the norm of a vector: zero then is not a dead point.
-        self.frequency = nn.Parameter(torch.full((width // 2,), omega)) if use_omega else None
-        self.readout = Readout(width, channels, oscillator_dim)
-        self.alpha = nn.Parameter(torch.full((channels,), alpha))
+            raise ValueError(f"omega must be 'auto', 'pairs', 'matrix' or 'none', got {omega!r}.")
+        self.stimulus_norm: nn.Module
+        if stimulus_norm == "group":
+            self.stimulus_norm = nn.GroupNorm(channels // oscillator_dim, channels)
+        elif stimulus_norm == "scale_bias":
+            self.stimulus_norm = ScaleBias(channels)
+        elif stimulus_norm == "none":
+            self.stimulus_norm = nn.Identity()
+        else:
+            raise ValueError(f"stimulus_norm must be 'group', 'scale_bias' or 'none', got {stimulus_norm!r}.")
 
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b c d h w"], OscillatorState]:
-        """Features with what the oscillators bound added, and the oscillators' final state."""
-        with torch.autocast(x.device.type, enabled=False):
-            full = x if x.dtype == torch.float64 else x.float()
-            d, h, w = (min(size, side) for size, side in zip(x.shape[2:], self.grid, strict=True))
-            pooled = F.adaptive_avg_pool3d(full, (d, h, w))
-            states, energies = kuramoto(
-                self.coupling,
-                self.to_start(pooled),
-                self.stimulus_norm(self.to_stimulus(pooled)),
-                self.oscillator_dim,
-                self.steps,
-                self.gamma,
-                self.frequency,
-                self.add_state,
-            )
-            final, positions = states[-1], d * h * w
-            bound = F.interpolate(self.readout(final), x.shape[2:], mode="trilinear", align_corners=False)
-            out = full + self.alpha.view(-1, 1, 1, 1) * bound
-            per_group = order_per_group(final, self.oscillator_dim)
-        oscillators = positions * self.oscillator_channels // self.oscillator_dim
-        state = OscillatorState(
-            order_parameter(per_group, positions), per_group, energies / oscillators, final
+    def forward(
+        self,
+        x0: Float[Tensor, "b c *s"],
+        stimulus: Float[Tensor, "b c *s"],
+        steps: int,
+        gamma: float | Tensor,
+    ) -> Trajectory:
+        """The way from Pi(x0) under the normalised stimulus."""
+        expect_map("KuramotoLayer (start)", x0, self.channels, axes=None)
+        expect_map("KuramotoLayer (stimulus)", stimulus, self.channels, axes=None)
+        return kuramoto(
+            self.coupling,
+            x0,
+            self.stimulus_norm(stimulus),
+            self.oscillator_dim,
+            steps,
+            gamma,
+            self.omega.rotation() if self.omega is not None else None,
+            self.add_state,
+            self.recompute,
         )
-        return out.to(x.dtype), state
+
+
+class Readout(nn.Module):
+    """m_k = ||U_k x + b_k|| + beta_k: how strongly oscillators agree with each learned pattern.
+
+    Args:
+        in_channels: of the oscillators. out_channels: patterns k.
+        pattern_dim: dimension of U_k x; the rows of U are ordered (pattern, dimension).
+        kernel_size: side of U in positions, odd.
+        axes: spatial axes of the map, 1 to 3; tokens have one.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, pattern_dim: int, kernel_size: int = 1, axes: int = 3
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.axes = in_channels, out_channels, axes
+        self.project = convolution(axes, in_channels, out_channels * pattern_dim, kernel_size)
+        self.offset = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
+        """Oscillator channels -> feature channels."""
+        expect_map("Readout", x, self.in_channels, self.axes)
+        patterns = self.project(x).unflatten(1, (self.out_channels, -1))  # (b, k, n, *s)
+        exact = torch.promote_types(patterns.dtype, torch.float32)  # lengths of bfloat16 have three digits
+        return torch.linalg.vector_norm(patterns, dim=2, dtype=exact) + self.offset.view(
+            -1, *(1,) * self.axes
+        )
+
+
+def convolution(axes: int, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
+    """Convolution over 1, 2 or 3 spatial axes that keeps the size of the map; as J with in = out channels."""
+    if axes not in (1, 2, 3) or kernel_size % 2 == 0:
+        raise ValueError(
+            f"A convolution that keeps its map needs 1 to 3 axes and an odd kernel, got {axes} axes and "
+            f"kernel {kernel_size}."
+        )
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    return kind(in_channels, out_channels, kernel_size, padding=kernel_size // 2)

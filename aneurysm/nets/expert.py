@@ -1,6 +1,6 @@
 """The expert: looks at one candidate's crop and says whether, where, which voxels and how sure.
 
-Path: fusion of the modalities -> backbone stages -> oscillators on the stride-8 map -> metadata gate on the
+Path: fusion of the modalities -> backbone stages, with oscillators in some of them -> metadata gate on the
 deepest map -> light decoder to a mask -> features pooled around the candidate, evidence read off the mask ->
 heads. The candidate sits at the centre of the crop. Whether it is an aneurysm is a correction to the score of
 the stage that proposed it.
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from aneurysm.data.labels import LOCATIONS
 from aneurysm.global_batch import rows_in_all, total
-from aneurysm.nets.akorn import OscillatorState
 from aneurysm.nets.fusion import SLOTS
 from aneurysm.nets.metadata import LearnedMissing, encode_metadata
+from aneurysm.nets.oscillators import OscillatorState
+from aneurysm.nets.waveformer import Encoding
 
 MAX_OFFSET_MM = 10.0
 EVIDENCE = 3  # numbers of `mask_evidence`
@@ -53,7 +54,11 @@ class Encoder(Protocol):
     strides: Sequence[int]  # voxels per cell per stage, the first that of the fusion
     patch_embed: nn.Module  # Conv3d(1, widths[0], 2, 2), the pretrained stem
 
-    def encode(self, x: Tensor) -> list[Tensor]: ...
+    def encode(self, embedded: Tensor) -> Encoding: ...
+
+    def load_pretrained(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def pretrained_parameters(self) -> Sequence[nn.Parameter]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +89,8 @@ class ExpertOutput:
     location_logits: Float[Tensor, "b 13"]  # labels.LOCATIONS
     mask_logit: Float[Tensor, "b 1 d h w"]  # of the aneurysm's voxels, on the grid of the crop
     offset_mm: Float[Tensor, "b 3"]  # (x, y, z) from the crop's centre to the aneurysm's, each within 10 mm
-    order_parameter: Float[Tensor, "b"]  # synchrony in [0, 1]; NaN without oscillators
-    oscillator: OscillatorState | None
+    order_parameter: Float[Tensor, "b"]  # synchrony of the last oscillators, [0, 1]; NaN without any
+    oscillators: list[OscillatorState]  # of the stages that have them, finest first
     physics: FlowReading | None
     embedding: Float[Tensor, "b e"]  # image features before the heads
 
@@ -215,52 +220,39 @@ class RunningScale(nn.Module):
 class ExpertNet(nn.Module):
     """Classifies, locates and segments the candidate in the centre of a crop.
 
-    Fusion, oscillators and metadata gate depend on the backbone's widths, so they come as callables (in a
-    config: `_partial_: true`) and are built here. A physics head does not and comes built.
+    Fusion and metadata gate depend on the backbone's widths, so they come as callables (in a config:
+    `_partial_: true`) and are built here. A physics head does not and comes built.
 
     Args:
-        backbone: encoder with `widths`, `strides`, `patch_embed`, `encode`. Its own patch embedding is
-            frozen, the fusion's stems replace it.
+        backbone: see `Encoder`; oscillators are a part of it. Its own patch embedding is frozen, the fusion's
+            stems replace it.
         fusion: called as fusion(width=...), e.g. a partial of `CrossAttentionFusion`.
-        oscillator: called as oscillator(channels=...), e.g. a partial of `AkornBlock`; None for none.
         metadata: called as metadata(channels=...), e.g. a partial of `MetadataGate`; None for none.
         physics: module with `latent_dim` and `feature_count`, called as physics(latent (b, latent_dim),
             flow, progress) -> `FlowReading`; skipped for batches without flow points; None for none.
         graph_features: f of the batch's graph features.
         head_width: size of the embedding and of the heads. dropout: before the heads.
         decoder_width: channels of the mask decoder.
-        oscillator_stride: of the stage that gets the oscillators.
         centre_sigma: width of the window around the candidate, in voxels of the crop.
-    Raises:
-        ValueError: when the backbone has no stage of `oscillator_stride`.
     """
 
     def __init__(
         self,
         backbone: Encoder,
         fusion: Callable[..., nn.Module],
-        oscillator: Callable[..., nn.Module] | None = None,
         metadata: Callable[..., nn.Module] | None = None,
         physics: nn.Module | None = None,
         graph_features: int = 8,
         head_width: int = 64,
         dropout: float = 0.2,
         decoder_width: int = 32,
-        oscillator_stride: int = 8,
         centre_sigma: float = 6.0,
     ) -> None:
         super().__init__()
         widths, strides = list(backbone.widths), list(backbone.strides)
-        if oscillator_stride not in strides:
-            raise ValueError(
-                f"Oscillators were asked for at stride {oscillator_stride}, but the backbone has strides "
-                f"{strides}. Set oscillator_stride to one of them."
-            )
         self.backbone = backbone
         backbone.patch_embed.requires_grad_(False)
         self.fusion = fusion(width=widths[0])
-        self.stage = strides.index(oscillator_stride)
-        self.oscillator = oscillator(channels=widths[self.stage]) if oscillator else None
         self.metadata = metadata(channels=widths[-1]) if metadata else None
         self.decoder = MaskDecoder(widths, strides[0], decoder_width)
         # Looking at the centre costs little on fine maps; stride 2 is left to the decoder's features.
@@ -296,10 +288,8 @@ class ExpertNet(nn.Module):
     def forward(self, batch: ExpertBatch, progress: float = 1.0) -> ExpertOutput:
         """Everything the expert says about candidates; `progress` 0..1 of training steers the physics."""
         crop = batch.image.shape[2:]
-        stages = list(self.backbone.encode(self.fusion(batch.image, batch.present, batch.vessel)))
-        state = None
-        if self.oscillator is not None:
-            stages[self.stage], state = self.oscillator(stages[self.stage])
+        encoding = self.backbone.encode(self.fusion(batch.image, batch.present, batch.vessel))
+        stages = list(encoding.maps)
         if self.metadata is not None:
             encoded = encode_metadata(batch.age, batch.sex, batch.present)
             stages[-1] = self.metadata(stages[-1], encoded)
@@ -308,7 +298,9 @@ class ExpertNet(nn.Module):
         with torch.autocast(fine.device.type, enabled=False):
             single = self.logit.weight.dtype
             stages = [stage.to(single) for stage in stages]
-            return self._answer(batch, progress, stages, fine.to(single), mask_logit.to(single), state)
+            return self._answer(
+                batch, progress, stages, fine.to(single), mask_logit.to(single), encoding.oscillators
+            )
 
     def _answer(
         self,
@@ -317,7 +309,7 @@ class ExpertNet(nn.Module):
         stages: list[Tensor],
         fine: Float[Tensor, "b c p q r"],
         mask_logit: Float[Tensor, "b 1 d h w"],
-        state: OscillatorState | None,
+        oscillators: list[OscillatorState],
     ) -> ExpertOutput:
         crop = batch.image.shape[2:]
         embedding = self._pool(stages, fine, mask_logit, crop)  # (b, head_width)
@@ -334,15 +326,17 @@ class ExpertNet(nn.Module):
             location_logits=self.locate(torch.cat(location, dim=1)),
             mask_logit=mask_logit,
             offset_mm=MAX_OFFSET_MM * torch.tanh(self.offset(torch.cat((seen, place), dim=1))),
-            order_parameter=torch.full_like(batch.age, torch.nan) if state is None else state.order_parameter,
-            oscillator=state,
+            order_parameter=(
+                oscillators[-1].synchrony if oscillators else torch.full_like(batch.age, torch.nan)
+            ),
+            oscillators=oscillators,
             physics=reading,
             embedding=embedding,
         )
 
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
         """Start from a pretrained backbone's state dict: its encoder, and its embedding in every stem."""
-        self.backbone.load_state_dict(dict(state))  # pyright: ignore[reportAttributeAccessIssue]
+        self.backbone.load_pretrained(state)
         self.fusion.load_stem(self.backbone.patch_embed.state_dict())  # pyright: ignore[reportCallIssue]
 
     def _pool(

@@ -75,19 +75,19 @@ class ExpertModule(StageModule):
         inputs, target = batch
         # The physics curriculum follows training; held-out data are judged by the finished equations.
         progress = self.global_step / max(1, self.total_steps) if split == "train" else 1.0
-        terms = self.terms(self.net(inputs, progress=progress), target)
+        output = self.net(inputs, progress=progress)
+        terms = self.terms(output, target)
         total, weights = self.balance(terms)
-        logged = {**terms, **{f"weight/{name}": w for name, w in weights.items()}}
-        output = StepOutput(total, {name: value.detach() for name, value in logged.items()})
+        logged = {**terms, **{f"weight/{name}": w for name, w in weights.items()}, **synchronisation(output)}
+        step = StepOutput(total, {name: value.detach() for name, value in logged.items()})
         (rows,) = gather(target.is_aneurysm)
-        return log_step(self, output, split, len(rows))
+        return log_step(self, step, split, len(rows))
 
     def training_step(self, batch: tuple[ExpertBatch, Target], index: int) -> Tensor:
         frozen = self.global_step < self.freeze_steps
-        backbone: Any = self.net.backbone
-        for name, parameter in backbone.named_parameters():
-            if not name.startswith("patch_embed"):  # the fusion's stems replace it
-                parameter.requires_grad_(not frozen)
+        for parameter in self.net.backbone.pretrained_parameters():
+            parameter.requires_grad_(not frozen)
+        self.net.backbone.patch_embed.requires_grad_(False)  # the fusion's stems replace it
         return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[ExpertBatch, Target], index: int) -> Tensor:
@@ -100,6 +100,22 @@ class ExpertModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps)
+
+
+def synchronisation(output: ExpertOutput) -> dict[str, Tensor]:
+    """How far the last oscillators agree, and how they got there: means over this process's crops.
+
+    Energies are per oscillator: `start` before the first step, `fall` from there to before the last one.
+    """
+    if not output.oscillators:
+        return {}
+    state = output.oscillators[-1]
+    return {
+        "oscillators/order_parameter": state.order_parameter.mean(),
+        "oscillators/energy_start": state.energies[0].mean(),
+        "oscillators/energy_fall": (state.energies[0] - state.energies[-1]).mean(),
+        "oscillators/lyapunov_fall": (state.lyapunov[0] - state.lyapunov[-1]).mean(),
+    }
 
 
 class ExpertData(LightningDataModule):

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from aneurysm.nets.akorn import (
-    AkornBlock,
-    AttentionCoupling,
-    OscillatorState,
+    KuramotoLayer,
+    MatrixRotation,
+    PairRotation,
     Readout,
+    Trajectory,
+    convolution,
     kuramoto,
     lyapunov_energy,
     order_parameter,
     order_per_group,
-    position_angles,
     rotate,
+    synchrony,
     unit_oscillators,
 )
 
@@ -39,11 +41,11 @@ class _Dense(nn.Module):
         return (x.flatten(1) @ self.matrix.T).view_as(x)
 
 
-def _compare(golden: dict[str, Tensor], states: list[Tensor], energies: Tensor, n: int) -> None:
-    torch.testing.assert_close(torch.stack(states), golden["xs"], atol=1e-12, rtol=0)
+def _compare(golden: dict[str, Tensor], path: Trajectory, n: int) -> None:
+    torch.testing.assert_close(torch.stack(path.states), golden["xs"], atol=1e-12, rtol=0)
     # es[0] is a sentinel; es[k] is the energy before step k
-    torch.testing.assert_close(energies, golden["es"][1:], atol=1e-12, rtol=1e-12)
-    orders = torch.stack([order_per_group(x, n) for x in states])
+    torch.testing.assert_close(path.energies, golden["es"][1:], atol=1e-12, rtol=1e-12)
+    orders = torch.stack([order_per_group(x, n) for x in path.states])
     torch.testing.assert_close(orders, golden["order_group"], atol=1e-12, rtol=0)
 
 
@@ -51,17 +53,17 @@ def _compare(golden: dict[str, Tensor], states: list[Tensor], energies: Tensor, 
 def test_dense_layer_matches_the_original(golden: Path, name: str) -> None:
     values, meta = _golden(golden, name)
     frequency = values["omg_param"].norm(dim=1) if "omg_param" in values else None
-    states, energies = kuramoto(
+    path = kuramoto(
         _Dense(values["J"]),
         values["x0"],
         values["c"],
         meta["n"],
         meta["T"],
         meta["gamma"],
-        frequency,
+        None if frequency is None else lambda x: rotate(x, frequency),
         add_state=name == "akorn_dense_noomega",
     )
-    _compare(values, states, energies, meta["n"])
+    _compare(values, path, meta["n"])
 
 
 def test_energy_of_the_golden_symmetric_run_never_rises(golden: Path) -> None:
@@ -74,38 +76,43 @@ def test_energy_of_the_golden_symmetric_run_never_rises(golden: Path) -> None:
 def test_convolutional_layer_matches_the_original(golden: Path, name: str) -> None:
     values, meta = _golden(golden, name)
     channels, weight = meta["ch"], values["w.connectivity.weight"]
-    conv = (nn.Conv2d if weight.ndim == 4 else nn.Conv3d)(channels, channels, 3, padding=1).double()
-    conv.load_state_dict({"weight": weight, "bias": values["w.connectivity.bias"]})
-    norm = nn.GroupNorm(channels // meta["n"], channels).double()
-    norm.load_state_dict({"weight": values["w.c_norm.weight"], "bias": values["w.c_norm.bias"]})
     omega = values["w.omg.omg_param"]
-    frequency = omega.norm(dim=-1).expand(channels // 2)  # global: one for all pairs
+    layer = KuramotoLayer(
+        channels, meta["n"], convolution(weight.ndim - 2, channels, channels, 3), shared_omega=omega.ndim == 1
+    ).double()
+    layer.load_state_dict(
+        {
+            "coupling.weight": weight,
+            "coupling.bias": values["w.connectivity.bias"],
+            "stimulus_norm.weight": values["w.c_norm.weight"],
+            "stimulus_norm.bias": values["w.c_norm.bias"],
+            "omega.frequency": omega.norm(dim=-1).reshape(-1),
+        }
+    )
     with torch.no_grad():
-        states, energies = kuramoto(
-            conv, values["x0"], norm(values["c"]), meta["n"], meta["T"], meta["gamma"], frequency
-        )
-    _compare(values, states, energies, meta["n"])
+        _compare(values, layer(values["x0"], values["c"], meta["T"], meta["gamma"]), meta["n"])
 
 
 def test_readout_matches_the_original(golden: Path) -> None:
     values, meta = _golden(golden, "akorn_readout")
-    readout = Readout(16, meta["outch"], meta["ro_N"]).double()
+    kernel = values["w.invconv.weight"]
+    readout = Readout(kernel.shape[1], meta["outch"], meta["ro_N"], kernel.shape[2], kernel.ndim - 2).double()
     readout.load_state_dict(
         {
-            "project.weight": values["w.invconv.weight"][..., None],
+            "project.weight": kernel,
             "project.bias": values["w.invconv.bias"],
             "offset": values["w.bias"],
         }
     )
-    torch.testing.assert_close(readout(values["x"][..., None])[..., 0], values["y"], atol=1e-12, rtol=0)
+    torch.testing.assert_close(readout(values["x"]), values["y"], atol=1e-12, rtol=0)
 
 
 def test_adding_the_state_halves_the_step() -> None:
     torch.manual_seed(0)
     x0, c = torch.randn(2, 8, 3, 3, 3, dtype=torch.float64), torch.randn(2, 8, 3, 3, 3, dtype=torch.float64)
     conv = nn.Conv3d(8, 8, 3, padding=1).double()
-    with_quirk, _ = kuramoto(conv, x0, c, 4, 3, 1.0, add_state=True)
-    clean, _ = kuramoto(conv, x0, c, 4, 3, 0.5)
+    with_quirk = kuramoto(conv, x0, c, 4, 3, 1.0, add_state=True).states
+    clean = kuramoto(conv, x0, c, 4, 3, 0.5).states
     torch.testing.assert_close(with_quirk, clean, atol=1e-13, rtol=0)
 
 
@@ -115,7 +122,7 @@ def test_update_matches_a_loop_over_oscillators() -> None:
     x0, c = torch.randn(1, 8, 2, 1, 3, dtype=torch.float64), torch.randn(1, 8, 2, 1, 3, dtype=torch.float64)
     frequency = torch.randn(4, dtype=torch.float64)
     matrix = torch.randn(48, 48, dtype=torch.float64)
-    states, _ = kuramoto(_Dense(matrix), x0, c, n, 1, gamma, frequency)
+    states = kuramoto(_Dense(matrix), x0, c, n, 1, gamma, lambda x: rotate(x, frequency)).states
     x = unit_oscillators(x0, n)
     drive = _Dense(matrix)(x) + c
     for group in range(2):
@@ -137,17 +144,18 @@ def test_energy_never_rises_with_symmetric_coupling_and_small_steps(seed: int) -
     matrix = torch.randn(48, 48, dtype=torch.float64) / math.sqrt(48)
     dense = _Dense((matrix + matrix.T) / 2)
     x0, c = torch.randn(3, 8, 6, dtype=torch.float64), torch.randn(3, 8, 6, dtype=torch.float64)
-    states, _ = kuramoto(dense, x0, c, 4, 60, 0.05)
-    energy = torch.stack([lyapunov_energy(dense, x, c) for x in states])
-    assert (energy.diff(dim=0) <= 1e-12).all()
-    assert (energy[-1] < energy[0]).all()
+    path = kuramoto(dense, x0, c, 4, 60, 0.05)
+    assert (path.lyapunov.diff(dim=0) <= 1e-12).all()
+    assert (path.lyapunov[-1] < path.lyapunov[0]).all()
+    after_each = torch.stack([lyapunov_energy(dense, x, c) for x in path.states])
+    torch.testing.assert_close(path.lyapunov[1:], after_each[:-1])
 
 
 def test_omega_turns_by_the_arctangent_of_the_step() -> None:
     x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)[:, :, None]
     w = torch.tensor([0.7], dtype=torch.float64)
     assert rotate(x, w).flatten().tolist() == [0.0, -0.7]
-    states, _ = kuramoto(torch.zeros_like, x, torch.zeros_like(x), 2, 1, 1.0, w)
+    states = kuramoto(torch.zeros_like, x, torch.zeros_like(x), 2, 1, 1.0, lambda x: rotate(x, w)).states
     a, b = states[0].flatten().tolist()
     assert math.atan2(b, a) == pytest.approx(-math.atan(0.7))
 
@@ -156,12 +164,14 @@ def test_order_parameter_is_one_in_synchrony_and_near_zero_for_chance() -> None:
     torch.manual_seed(0)
     for positions in (64, 512):
         random = unit_oscillators(torch.randn(4, 64, positions), 4)
-        raw = order_per_group(random, 4)
-        assert raw.mean().item() == pytest.approx(positions**-0.5, rel=0.15)
-        assert order_parameter(raw, positions).max() < 0.03
+        order = order_parameter(random, 4)
+        torch.testing.assert_close(order, order_per_group(random, 4).mean(1))
+        assert order.mean().item() == pytest.approx(positions**-0.5, rel=0.15)
+        assert synchrony(order, positions).max() < 0.03
         same = unit_oscillators(torch.randn(4, 64, 1).expand(4, 64, positions), 4)
-        torch.testing.assert_close(order_parameter(order_per_group(same, 4), positions), torch.ones(4))
-    assert order_parameter(torch.ones(2, 3), 1).tolist() == [0.0, 0.0]
+        torch.testing.assert_close(order_parameter(same, 4), torch.ones(4))
+        torch.testing.assert_close(synchrony(order_parameter(same, 4), positions), torch.ones(4))
+    assert synchrony(torch.ones(2), 1).tolist() == [0.0, 0.0]
 
 
 def test_order_of_two_dimensional_oscillators_is_the_mean_phase() -> None:
@@ -171,72 +181,126 @@ def test_order_of_two_dimensional_oscillators_is_the_mean_phase() -> None:
     torch.testing.assert_close(order_per_group(x, 2)[0, 0], expected)
 
 
-def test_attention_mixes_positions_by_their_distance_only() -> None:
-    """Rotary phases: the score of two tokens depends on their offset, so shifting both changes nothing."""
-    angles = position_angles((3, 4, 5), 6, torch.zeros(1, dtype=torch.float64)).view(3, 4, 5, 6)
-    torch.testing.assert_close(angles[1, 2, 3] - angles[0, 1, 1], angles[2, 3, 4] - angles[1, 2, 2])
-    assert (angles[1, 1, 1] != 0).all()  # every pair sees an axis
-
-
-def test_attention_follows_the_formula() -> None:
+def test_matrix_rotation_begins_as_the_paired_one_and_is_antisymmetric() -> None:
     torch.manual_seed(0)
-    attention = AttentionCoupling(24, heads=2).double()
-    x = torch.randn(1, 24, 2, 3, 2, dtype=torch.float64)
-    tokens = x.flatten(2).transpose(1, 2)[0]
-    q, k, v = attention.qkv(tokens).chunk(3, dim=1)
-    angles = position_angles((2, 3, 2), 6, x)
-    turns = torch.polar(torch.ones_like(angles), angles)
-    mixed = []
-    for head in range(2):
-        part = slice(12 * head, 12 * head + 12)
-        a, b = (torch.complex(t[:, part][:, :6], t[:, part][:, 6:]) * turns for t in (q, k))
-        score = (a @ b.conj().T).real / math.sqrt(12)
-        mixed.append(score.softmax(1) @ v[:, part])
-    expected = attention.out(torch.cat(mixed, dim=1))
-    torch.testing.assert_close(attention(x).flatten(2).transpose(1, 2)[0], expected)
+    x = torch.randn(2, 12, 3, 2)
+    pairs, matrix = PairRotation(12, 0.3), MatrixRotation(12, 4, 0.3)
+    torch.testing.assert_close(matrix.rotation()(x), pairs.rotation()(x))
+    torch.nn.init.normal_(matrix.upper)
+    square = matrix.matrix()
+    torch.testing.assert_close(square, -square.mT)
+    turned = matrix.rotation()(x)
+    torch.testing.assert_close(turned[1, 4:8, 2, 0], square[1] @ x[1, 4:8, 2, 0])
+    # a rotation is at right angles to what it rotates
+    torch.testing.assert_close(
+        (x * turned).unflatten(1, (3, 4)).sum(2), torch.zeros(2, 3, 3, 2), atol=1e-5, rtol=0
+    )
 
 
-@pytest.mark.parametrize("oscillator_dim", [2, 4, 8, 16])
-@pytest.mark.parametrize("connectivity", ["attention", "conv"])
-def test_block_keeps_unit_oscillators_and_trains(oscillator_dim: int, connectivity: str) -> None:
+@pytest.mark.parametrize("oscillator_dim", [2, 3, 5, 8])
+@pytest.mark.parametrize("space", [(), (7,), (3, 4), (2, 3, 2)])
+def test_any_dimension_on_any_map_stays_on_the_sphere(oscillator_dim: int, space: tuple[int, ...]) -> None:
+    """Vectors, tokens, images and volumes; the state of the last step depends on every parameter."""
     torch.manual_seed(0)
-    block = AkornBlock(12, oscillator_dim, oscillator_channels=30, connectivity=connectivity, grid=4)
-    x = torch.randn(2, 12, 6, 4, 5, requires_grad=True)
-    out, state = block(x)
-    assert isinstance(state, OscillatorState) and out.shape == x.shape
-    assert block.oscillator_channels % oscillator_dim == 0 and block.oscillator_channels >= 30
-    lengths = state.x.unflatten(1, (-1, oscillator_dim)).norm(dim=2)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths))
-    assert state.x.shape[2:] == (4, 4, 4) and state.energies.shape == (4, 2)
-    assert ((state.order_parameter >= 0) & (state.order_parameter <= 1)).all()
-    out.square().mean().backward()
-    for name, parameter in block.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().sum() > 0, name
+    channels = 2 * oscillator_dim
+    size = channels * math.prod(space)
+    layer = KuramotoLayer(channels, oscillator_dim, _Dense(torch.randn(size, size) / size**0.5))
+    layer.coupling.matrix.requires_grad_()
+    assert isinstance(layer.omega, MatrixRotation if oscillator_dim % 2 else PairRotation)
+    path = layer(torch.randn(2, channels, *space), torch.randn(2, channels, *space), 3, 0.7)
+    lengths = torch.stack(path.states).unflatten(2, (2, oscillator_dim)).norm(dim=3)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)
+    assert path.energies.shape == path.lyapunov.shape == (3, 2)
+    assert order_parameter(path.states[-1], oscillator_dim).shape == (2,)
+    path.states[-1][:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_alpha_zero_is_an_identity_and_evaluation_repeats() -> None:
-    x = torch.randn(2, 8, 3, 9, 2)
-    out, _ = AkornBlock(8, alpha=0.0)(x)
-    torch.testing.assert_close(out, x, atol=0, rtol=0)
-    block = AkornBlock(8)
-    torch.testing.assert_close(block(x)[0], block(x)[0], atol=0, rtol=0)
-    assert block(x)[1].x.shape[2:] == (3, 8, 2)  # pools long axes, never enlarges short ones
+@pytest.mark.parametrize("omega", [None, 0.4])
+def test_turning_every_oscillator_turns_the_whole_way(omega: float | None) -> None:
+    """Couplings that do not mix components commute with those rotations of R^n that commute with Omega."""
+    torch.manual_seed(0)
+    weights = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+
+    def coupling(x: Tensor) -> Tensor:
+        return torch.einsum("ghpq,bhnq->bgnp", weights, x.unflatten(1, (2, 4))).flatten(1, 2)
+
+    def turned(x: Tensor, matrix: Tensor) -> Tensor:
+        return torch.einsum("mn,bgnp->bgmp", matrix, x.unflatten(1, (2, 4))).flatten(1, 2)
+
+    if omega is None:
+        turn, rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0], None
+    else:
+        generator = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        turn = torch.block_diag(torch.matrix_exp(0.8 * generator), torch.matrix_exp(-1.1 * generator))
+        rotation = lambda x: rotate(x, torch.full((4,), omega, dtype=torch.float64))  # noqa: E731
+    x0, c = (torch.randn(1, 8, 5, dtype=torch.float64) for _ in range(2))
+    plain = kuramoto(coupling, x0, c, 4, 6, 0.5, rotation)
+    other = kuramoto(coupling, turned(x0, turn), turned(c, turn), 4, 6, 0.5, rotation)
+    torch.testing.assert_close(other.states[-1], turned(plain.states[-1], turn))
+    torch.testing.assert_close(other.energies, plain.energies)
 
 
-def test_half_precision_stays_finite_because_the_dynamics_run_in_single() -> None:
-    block = AkornBlock(8, grid=4)
-    x = torch.zeros(1, 8, 4, 4, 4, dtype=torch.bfloat16)
+@pytest.mark.parametrize("norm", ["group", "scale_bias", "none"])
+def test_stimulus_norms_and_two_layers_in_a_row(norm: str) -> None:
+    """Layer l starts from the oscillators of layer l - 1 under the stimulus that those read out to."""
+    torch.manual_seed(0)
+    layers = [KuramotoLayer(8, 4, convolution(2, 8, 8, 3), stimulus_norm=norm) for _ in range(2)]
+    read = Readout(8, 8, 4, axes=2)
+    x, c = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    for layer in layers:
+        x = layer(x, c, 2, 0.5).states[-1]
+        c = read(x)
+    x[:, :3].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for layer in layers for p in layer.parameters())
+    assert read.project.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("steps", [1, 8, 32])
+def test_gradients_stay_finite_and_alive_through_many_steps(steps: int) -> None:
+    torch.manual_seed(0)
+    layer = KuramotoLayer(16, 4, convolution(3, 16, 16, 3))
+    x0 = torch.randn(1, 16, 4, 4, 4, requires_grad=True)
+    c = torch.randn(1, 16, 4, 4, 4, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, state = block(x)
-    assert out.dtype == torch.bfloat16 and state.x.dtype == torch.float32
-    assert out.isfinite().all() and state.x.isfinite().all()
+        last = layer(x0, c, steps, 0.5).states[-1]
+    assert last.dtype == torch.float32  # the state never is a bfloat16
+    lengths = last.unflatten(1, (4, 4)).norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)
+    (last * torch.randn_like(last)).sum().backward()
+    for gradient in (x0.grad, c.grad, *(p.grad for p in layer.parameters())):
+        assert gradient is not None and gradient.isfinite().all() and 0 < gradient.norm() < 1e4
 
 
-def test_constructor_explains_impossible_oscillators() -> None:
+def test_recomputing_the_coupling_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    layer = KuramotoLayer(8, 4, convolution(3, 8, 8, 3))
+    x0, c = torch.randn(1, 8, 3, 3, 3), torch.randn(1, 8, 3, 3, 3)
+    gradients = []
+    for layer.recompute in (False, True):
+        layer.zero_grad()
+        layer(x0, c, 4, 0.5).states[-1].pow(3).sum().backward()
+        gradients.append([p.grad.clone() for p in layer.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_errors_teach() -> None:
+    conv = convolution(3, 8, 8, 3)
     with pytest.raises(ValueError, match="must be even"):
-        AkornBlock(8, oscillator_dim=3)
+        KuramotoLayer(9, 3, conv, omega="pairs")
     with pytest.raises(ValueError, match="dimension >= 2"):
-        AkornBlock(8, oscillator_dim=1)
-    with pytest.raises(ValueError, match="at least 6 channels per head"):
-        AkornBlock(8, oscillator_channels=16, heads=4)
+        KuramotoLayer(8, 1, conv)
+    with pytest.raises(ValueError, match="divides the channels"):
+        KuramotoLayer(8, 3, conv)
+    layer = KuramotoLayer(8, 4, conv)
+    with pytest.raises(
+        ValueError, match=r"got a tensor of shape \(1, 12, 2, 2, 2\), expected \(b, 8, \*space\)"
+    ):
+        layer(torch.randn(1, 12, 2, 2, 2), torch.randn(1, 12, 2, 2, 2), 1, 0.5)
+    with pytest.raises(ValueError, match="expected the same"):
+        kuramoto(conv, torch.randn(1, 8, 2, 2, 2), torch.randn(1, 8, 2, 2, 2), 3, 1, 0.5)
+    with pytest.raises(ValueError, match="odd kernel"):
+        convolution(3, 8, 8, 4)
+    with pytest.raises(ValueError, match=r"expected \(b, 8, d, h, w\)"):
+        Readout(8, 8, 4)(torch.randn(1, 8, 4, 4))

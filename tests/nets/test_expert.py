@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aneurysm.nets.akorn import AkornBlock
 from aneurysm.nets.expert import (
     ExpertBatch,
     ExpertNet,
@@ -18,6 +17,7 @@ from aneurysm.nets.expert import (
 )
 from aneurysm.nets.fusion import CrossAttentionFusion, EarlyFusion, MeanFusion
 from aneurysm.nets.metadata import FilmGate, MetadataGate
+from aneurysm.nets.oscillators import Oscillators, akorn, itrsa
 from aneurysm.nets.waveformer import WaveFormerEncoder
 from aneurysm.physics.flow_points import FlowPoints, collate_flow, no_flow, sample_flow_points
 from aneurysm.physics.head import PhysicsHead
@@ -59,15 +59,21 @@ class _Physics(nn.Module):
         return _Reading(loss, loss.log10(), loss, features, valid)
 
 
-def _backbone() -> WaveFormerEncoder:
-    return WaveFormerEncoder(width=12, heads=(1, 2, 4, 8))
+OSCILLATORS = akorn(
+    oscillator_dim=4, oscillator_channels=32, grid=4, alpha=0.1
+)  # an open gate from the start
 
 
-def _net(physics: nn.Module | None = None, **changes: object) -> ExpertNet:
+def _backbone(oscillators: Oscillators | None = None) -> WaveFormerEncoder:
+    return WaveFormerEncoder(width=12, heads=(1, 2, 4, 8), oscillators=oscillators)
+
+
+def _net(
+    physics: nn.Module | None = None, oscillators: Oscillators | None = OSCILLATORS, **changes: object
+) -> ExpertNet:
     torch.manual_seed(0)
     parts = {
         "fusion": partial(CrossAttentionFusion, heads=2),
-        "oscillator": partial(AkornBlock, oscillator_dim=4, oscillator_channels=32, grid=4),
         "metadata": partial(MetadataGate, dropout=0.0),
         "physics": physics,
         "graph_features": 5,
@@ -75,7 +81,7 @@ def _net(physics: nn.Module | None = None, **changes: object) -> ExpertNet:
         "decoder_width": 8,
         "dropout": 0.0,
     }
-    return ExpertNet(_backbone(), **(parts | changes))
+    return ExpertNet(_backbone(oscillators), **(parts | changes))
 
 
 def _batch(b: int = 4, crop: tuple[int, int, int] = (32, 32, 32)) -> ExpertBatch:
@@ -151,21 +157,25 @@ def test_physics_changes_nothing_at_the_start_and_its_features_are_detached() ->
 
 
 @pytest.mark.parametrize("fusion", [partial(CrossAttentionFusion, heads=2), EarlyFusion, MeanFusion])
-@pytest.mark.parametrize("oscillator", [None, partial(AkornBlock, connectivity="conv", grid=4)])
+@pytest.mark.parametrize(
+    "oscillators", [None, akorn(connectivity="conv", grid=4, strides=[4, 8]), itrsa(grid=4)]
+)
 @pytest.mark.parametrize("metadata", [None, FilmGate])
-def test_parts_can_be_swapped_or_left_out(fusion, oscillator, metadata) -> None:
-    net = _net(fusion=fusion, oscillator=oscillator, metadata=metadata)
+def test_parts_can_be_swapped_or_left_out(fusion, oscillators, metadata) -> None:
+    net = _net(fusion=fusion, oscillators=oscillators, metadata=metadata)
     out = net(_batch(2, (16, 16, 16)))
-    assert out.order_parameter.isnan().all().item() == (oscillator is None)
-    assert (out.oscillator is None) == (oscillator is None)
+    kuramoto = oscillators is not None and oscillators.strides == (4, 8)
+    assert len(out.oscillators) == (2 if kuramoto else 0)
+    assert out.order_parameter.isnan().all().item() is not kuramoto
     assert out.logit.isfinite().all()
 
 
-@pytest.mark.parametrize("oscillator_dim", [2, 4, 8, 16])
+@pytest.mark.parametrize("oscillator_dim", [2, 3, 8])
 def test_oscillator_dimensions(oscillator_dim: int) -> None:
-    net = _net(oscillator=partial(AkornBlock, oscillator_dim=oscillator_dim))
-    out = net(_batch(2, (16, 16, 16)))
-    assert out.oscillator.order_per_group.shape == (2, net.oscillator.oscillator_channels // oscillator_dim)
+    out = _net(oscillators=akorn(oscillator_dim=oscillator_dim))(_batch(2, (16, 16, 16)))
+    (state,) = out.oscillators
+    assert state.order_per_group.shape == (2, state.x.shape[1] // oscillator_dim)
+    torch.testing.assert_close(out.order_parameter, state.synchrony)
 
 
 def _tube() -> FlowPoints:
@@ -206,13 +216,18 @@ def test_absent_slots_do_not_matter() -> None:
 
 def test_pretrained_backbone_also_starts_the_stems() -> None:
     pretrained = _backbone()
-    net = _net(oscillator=None, metadata=None).eval()
+    net = _net(metadata=None).eval()
+    before = {k: v.clone() for k, v in net.backbone.state_dict().items() if ".oscillator." in k}
     net.load_pretrained(pretrained.state_dict())
+    for name, value in before.items():  # nobody trained the oscillators before
+        torch.testing.assert_close(net.backbone.state_dict()[name], value)
+    for state in net.backbone.stages[2][-1].oscillator.parameters():
+        nn.init.zeros_(state)
     batch = _batch()
     image = torch.where(batch.image.isnan(), 0.0, batch.image)
     fused = net.fusion(batch.image, batch.present, batch.vessel)
     torch.testing.assert_close(fused[1:2], pretrained.patch_embed(image[1:2, 1:2]))
-    torch.testing.assert_close(net.backbone.encode(fused)[2][1:2], pretrained(image[1:2, 1:2])[2])
+    torch.testing.assert_close(net.backbone.encode(fused).maps[2][1:2], pretrained(image[1:2, 1:2])[2])
 
 
 def test_answers_are_in_single_precision_under_autocast() -> None:
@@ -231,7 +246,7 @@ def test_batch_moves_as_one() -> None:
 
 def test_unknown_stride_is_explained() -> None:
     with pytest.raises(ValueError, match=r"strides \[2, 4, 8, 16\]"):
-        _net(oscillator_stride=32)
+        _net(oscillators=akorn(strides=[32]))
 
 
 def test_an_answer_does_not_depend_on_the_neighbours_in_the_batch() -> None:
