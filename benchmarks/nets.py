@@ -11,7 +11,8 @@ Parts: `encoder`, the WaveFormer encoder beside its restatement (`nets_plain.py`
 same numbers, which is checked first) and the encoder of SwinUNETR; `oscillator`, a Kuramoto step beside its
 coupling alone; `nets`, whole segmenters of `conf/segmenter`; `profile`, the operators of an encoder's step.
 One volume per batch. Times: rounds in one process in which all sides take turns; the ratios are medians over
-the rounds, in brackets that of the fastest rounds. Memory: see `nets_measure.py`. Needs `pip install
+the rounds, in brackets that of the fastest rounds; with `--threads 1` they are of CPU seconds, which a busy
+machine lengthens least. Memory: see `nets_measure.py`. Needs `pip install
 aneurysm[bench]`, and Linux for peak memory on a CPU.
 """
 

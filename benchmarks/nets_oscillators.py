@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from aneurysm.nets.coupling import AttentionCoupling
 from nets_cases import PLAIN, PRODUCT
 from nets_measure import Times, in_turns, ratio
 from nets_plain import PlainAttention, plain_kuramoto, rotary_angles
 from torch import Tensor, nn
 
 from aneurysm.nets.akorn import KuramotoLayer
+from aneurysm.nets.coupling import AttentionCoupling
 
 COUPLING = "J"
 CHANNELS, GRID, HEADS, GAMMA = 64, 8, 4, 0.5
