@@ -1,9 +1,9 @@
 """The networks: time and memory against straightforward restatements, and against MONAI's SwinUNETR.
 
     python benchmarks/nets.py                                   # everything on two threads: an hour
-    python benchmarks/nets.py --part encoder --sizes 64         # five minutes
+    python benchmarks/nets.py --part encoder --sizes 64 --only here plain
     python benchmarks/nets.py --part oscillator --dims 4 --steps 1 4 16
-    python benchmarks/nets.py --part nets --sizes 64 --nets waveformer SwinUNETR
+    python benchmarks/nets.py --part nets --sizes 64 --only waveformer SwinUNETR
     python benchmarks/nets.py --part profile --sizes 64
     python benchmarks/nets.py --device cuda --sizes 96 128      # bf16 autocast
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sizes", nargs="+", type=int, help="voxels per axis; 64 96, on a GPU 96 128")
     parser.add_argument("--configs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
-    parser.add_argument("--nets", nargs="+", help="of conf/segmenter, and SwinUNETR; all when left out")
+    parser.add_argument("--only", nargs="+", help="networks by the names in the tables; all when left out")
     parser.add_argument("--dims", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="oscillator_dim")
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="T")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; five times as many for oscillators")
@@ -76,18 +76,19 @@ def main() -> None:
             found = rows(given.dims, given.steps, 5 * given.repeats, given.device)
             results[part] = {"settings": found, "lines": lines(found)}
             print(tables(found), flush=True)
-        elif part == "encoder":
-            results[part] = []
-            for size in sizes:
-                for config in given.configs:
-                    cases = [Case(part, config, side, size, **options) for side in encoders(config)]
-                    results[part] += compared(cases, given.repeats, memory_threads)
         else:
-            names = given.nets or list(segmenters())
             results[part] = []
             for size in sizes:
-                cases = [Case(part, "", name, size, **options) for name in names]
-                results[part] += compared(cases, given.repeats, memory_threads)
+                for config in given.configs if part == "encoder" else ("",):
+                    names = encoders(config) if part == "encoder" else segmenters()
+                    cases = [
+                        Case(part, config, name, size, **options)
+                        for name in names
+                        if not given.only or name in given.only
+                    ]
+                    if not cases:
+                        parser.error(f"--only names none of the networks: {', '.join(names)}")
+                    results[part] += compared(cases, given.repeats, memory_threads)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1))
 
@@ -98,7 +99,7 @@ def compared(cases: Sequence[Case], rounds: int, memory_threads: int | None) -> 
     nets = {case.side: made(case) for case in cases}
     title = f"{first.part} {first.config}".strip()
     print(f"### {title}, {first.size}^3\n")
-    if PLAIN in nets:
+    if PRODUCT in nets and PLAIN in nets:
         apart, slopes = in_float32(first, nets)
         print(f"Same numbers: maps differ by {apart:.0e} at most, gradients by {slopes:.0e} of their size.\n")
     found = []
@@ -121,7 +122,7 @@ def compared(cases: Sequence[Case], rounds: int, memory_threads: int | None) -> 
             found.append(row(case, nets[case.side][0], times, kept))
             print(written(found[-1]), flush=True)
     print(flush=True)
-    if PLAIN in nets:
+    if PRODUCT in nets and PLAIN in nets:
         print(against_targets(found), flush=True)
     return found
 

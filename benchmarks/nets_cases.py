@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import hydra
@@ -85,15 +86,16 @@ def encoders(config: str) -> dict[str, Callable[[], nn.Module]]:
 
 
 def segmenters() -> dict[str, Callable[[], nn.Module]]:
-    """Every `conf/segmenter` as its stage builds it (2 channels in, 2 out), and MONAI's SwinUNETR."""
+    """Every `conf/segmenter` as its stage builds it, without refinement, and MONAI's SwinUNETR."""
 
     def configured(name: str) -> nn.Module:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return build_segmenter(hydra.compose("train", overrides=[f"segmenter={name}"]))
+            wanted = [f"segmenter@smart_net.net={name}", "smart_net.refine=false"]
+            return build_segmenter(hydra.compose("train", overrides=wanted))
 
     names = sorted(path.stem for path in (config_folder() / "segmenter").glob("*.yaml"))
-    nets = {name: (lambda name=name: configured(name)) for name in names}
-    return nets | {SWIN: lambda: SwinUNETR(2, 2, feature_size=48)}
+    nets: dict[str, Callable[[], nn.Module]] = {name: partial(configured, name) for name in names}
+    return {**nets, SWIN: partial(SwinUNETR, 2, 2, feature_size=48)}
 
 
 def made(case: Case) -> tuple[nn.Module, Tensor]:

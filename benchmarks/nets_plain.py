@@ -10,9 +10,9 @@ Notation: b batch, c channels, (d, h, w) map size, m = b x number of windows, n 
 
 from collections.abc import Callable, Mapping, Sequence
 
-import ptwt
 import torch
 import torch.nn.functional as F
+from ptwt.conv_transform_3 import wavedec3
 from torch import Tensor, nn
 
 # product's name -> name here, inside a block
@@ -91,7 +91,7 @@ class PlainBlock(nn.Module):
         window = [s // 2**self.level for s in size]
         low, total = z.permute(0, 4, 1, 2, 3).contiguous(), None
         for scale in range(1, self.level + 1):
-            low, _ = ptwt.wavedec3(low, "haar", mode="zero", level=1)  # the details too: the decoder's input
+            low, _ = wavedec3(low, "haar", mode="zero", level=1)  # the details too: the decoder's input
             if self.multi_scale or scale == self.level:
                 answer = self.windowed(low.permute(0, 2, 3, 4, 1), window).permute(0, 4, 1, 2, 3)
                 answer = F.interpolate(answer, size=tuple(size), mode="trilinear", align_corners=False)
