@@ -6,10 +6,10 @@ its size, makes full steps of that noise. The answers stay the same, but the wei
 of sums, and so on the number of processes.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def hold(bias: nn.Parameter | None, begin: int = 0, end: int | None = None) -> None:
+def hold(bias: Tensor | None, begin: int = 0, end: int | None = None) -> None:
     """Let entries `begin` to `end` of a bias stay as they are, by a gradient of exactly zero."""
 
     def without(gradient: Tensor) -> Tensor:

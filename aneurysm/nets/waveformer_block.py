@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aneurysm.global_batch import rand_rows
+from aneurysm.nets.depthwise import DepthwiseConv3d
 from aneurysm.nets.oscillators import Oscillators, OscillatorState
 from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.wavelet import haar_low, pad_to_multiple
@@ -43,16 +45,24 @@ class FeedForward(nn.Module):
         self.width, hidden = width, int(width * mlp_ratio)
         self.expand = nn.Linear(width, hidden)
         self.norm1 = nn.LayerNorm(hidden)
-        self.depthwise = nn.Conv3d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.depthwise = DepthwiseConv3d(hidden)
         self.norm2 = nn.LayerNorm(hidden)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w c"]:
         expect_map("FeedForward", x, self.width, channels_last=True)
-        u = F.gelu(self.norm1(self.expand(x)))
-        # The permuted view is channels-last memory, the fast layout of the convolution: nothing is copied.
-        u = self.depthwise(u.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-        return x + self.contract(F.gelu(self.norm2(u)))
+        hidden = self.expand(x)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Of the six maps of this width that a backward pass would read, two are kept.
+            mixed = checkpoint(self._mix, hidden, use_reentrant=False, preserve_rng_state=False)
+            return x + checkpoint(self._answer, mixed, use_reentrant=False, preserve_rng_state=False)
+        return x + self._answer(self._mix(hidden))
+
+    def _mix(self, hidden: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w c"]:
+        return self.depthwise(F.gelu(self.norm1(hidden)))
+
+    def _answer(self, mixed: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w e"]:
+        return self.contract(F.gelu(self.norm2(mixed)))
 
 
 @dataclass(frozen=True, eq=False)

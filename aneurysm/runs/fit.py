@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from aneurysm.runs.averaging import AveragedWeights
 from aneurysm.runs.checkpoints import CheckpointFiles, Checkpoints, resume_from
+from aneurysm.runs.compilation import compiling
 from aneurysm.runs.epoch_means import EpochMeans
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.preemption import deferred
@@ -56,7 +57,7 @@ def fit(
     Raises:
         Preempted: SIGTERM asked this process to leave; a checkpoint is written.
         UserError: no checkpoint is undamaged, or it belongs to another network, or the last one could not be
-            written.
+            written, or the network cannot be compiled here.
     """
     started = time.monotonic()
     whole = module
@@ -71,8 +72,9 @@ def fit(
     resume = resume_from(files, module)
     if resume:
         log.info("%s fold %d: going on from %s", run.stage, run.fold, resume)
-    with deferred() as request:
+    with deferred() as request, compiling(module, cfg.trainer.compile) as compiled:
         callbacks: list[Callback] = [
+            *compiled,
             StepSeeds(cfg.seed, run.fold),
             EpochMeans(),
             Checkpoints(files, request, cfg.checkpoint.every_minutes, cfg.checkpoint.every_steps),

@@ -42,7 +42,7 @@ _GRAPH_KEYS = (
 )
 STRATEGIES = ("one", "ddp", "fsdp")  # how several processes train together
 _ALWAYS = ("prepare", "folds", "fold_seed", "seed")
-_NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap"})
+_NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap", "recompute"})
 
 
 def stage_key(cfg: DictConfig, stage: str, data_fingerprint: str) -> str:

@@ -82,6 +82,8 @@ def vessel_graph(
 class GraphModule(StageModule):
     """Fits the node scores of the vessel graph; unknown nodes (NaN) do not count."""
 
+    compiles = False  # a batch of graphs never has the size of the one before
+
     def __init__(self, net: nn.Module, lr: float, total_steps: int) -> None:
         super().__init__()
         self.net, self.lr, self.total_steps = net, lr, total_steps

@@ -29,12 +29,16 @@ def epoch_sums(module: LightningModule, split: str) -> Sums:
 class StageModule(LightningModule):
     """A LightningModule whose networks can be spread over processes."""
 
+    compiles = True  # whether `trainer.compile` pays for them
+
     def configure_model(self) -> None:
         """Under `trainer=fsdp` every process keeps a part of each network and of what optimises it."""
         if self._device_mesh is None:
             return
         for part in self.children():
             if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
+                for parameter in part.parameters():  # it cannot share out weights in channels-last layout
+                    parameter.data = parameter.data.contiguous()
                 # Also after a forward pass without a backward one: a teacher's average is taken of parts.
                 fully_shard(part, mesh=self._device_mesh["data_parallel"], reshard_after_forward=True)
 

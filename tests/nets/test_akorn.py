@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aneurysm.nets.akorn import (
@@ -13,6 +14,7 @@ from aneurysm.nets.akorn import (
     PairRotation,
     Readout,
     Trajectory,
+    advance,
     convolution,
     kuramoto,
     lyapunov_energy,
@@ -270,6 +272,19 @@ def test_gradients_stay_finite_and_alive_through_many_steps(steps: int) -> None:
     (last * torch.randn_like(last)).sum().backward()
     for gradient in (x0.grad, c.grad, *(p.grad for p in layer.parameters())):
         assert gradient is not None and gradient.isfinite().all() and 0 < gradient.norm() < 1e4
+
+
+@pytest.mark.parametrize("add_state", [False, True])
+def test_the_gradient_of_a_step_by_hand_is_that_of_autograd(add_state: bool) -> None:
+    torch.manual_seed(0)
+    x = F.normalize(torch.randn(2, 3, 4, 5, dtype=torch.float64), dim=2).requires_grad_()
+    y = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, y: advance(x, y, 0.7, add_state), (x, y))
+    gamma = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)  # a learned step goes the plain way
+    for a, b in zip(advance(x, y, 0.7, add_state), advance(x, y, gamma, add_state), strict=True):
+        torch.testing.assert_close(a, b)
+    advance(x, y, gamma, add_state)[0][0, 0, 0].sum().backward()
+    assert gamma.grad is not None and gamma.grad.abs() > 0
 
 
 def test_recomputing_the_coupling_changes_no_gradient() -> None:

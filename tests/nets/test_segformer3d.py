@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.nets.segformer3d import ReducedAttention, SegFormer3D, upsample
+from aneurysm.nets.segformer3d import SegFormer3D
+from aneurysm.nets.segformer_blocks import (
+    FullResolutionHead,
+    MixFeedForward,
+    OverlapEmbed,
+    ReducedAttention,
+    SegFormerBlock,
+    as_map,
+    pointwise,
+    upsample,
+)
 
 torch.set_num_threads(1)  # the machines that run the tests are shared
 
@@ -87,6 +97,43 @@ def test_golden(golden, seedfill, name):
         np.testing.assert_allclose(out.numpy(), data["out"], atol=1e-10)
 
 
+PUBLISHED = {
+    "widths": (32, 64, 160, 256),
+    "depths": (2, 2, 2, 2),
+    "heads": (1, 2, 5, 8),
+    "decoder_width": 256,
+    "norm": "batch",
+    "full_resolution_skip": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "count"),
+    [(4, 3, 4_525_251), (1, 1, 4_491_809), (1, 2, 4_492_066), (1, 14, 4_495_150), (2, 1, 4_502_785)],
+)
+def test_size_of_the_published_network(channels, classes, count):
+    net = SegFormer3D(channels, classes, **PUBLISHED)
+    assert sum(p.numel() for p in net.parameters()) == count
+    decoder = [*net.lift.parameters(), *net.fuse.parameters(), *net.predict.parameters()]
+    if (channels, classes) == (4, 3):
+        assert sum(p.numel() for p in decoder) == 397_571
+
+
+def test_decoder_equals_upsampling_first_and_fusing_all_channels():
+    """The convolution over the stages side by side at the finest grid, as published."""
+    net = SegFormer3D(1, 2, **SMALL, norm="batch", full_resolution_skip=False).double().eval()
+    with torch.no_grad():
+        net.fuse[1].running_mean.normal_()
+        maps = net.encode(torch.randn(2, 1, 33, 30, 47, dtype=torch.float64))
+        lifted = []
+        for i, (lift, m) in enumerate(zip(net.lift, maps, strict=True)):
+            tokens = lift(m.flatten(2).transpose(1, 2))
+            lifted.append(upsample(as_map(tokens, m.shape[2:]), 2**i, maps[0].shape[2:]))
+        torch.testing.assert_close(net.decode(maps), net.fuse(torch.cat(lifted[::-1], 1)))
+        features = net.decode(maps)
+        torch.testing.assert_close(pointwise(net.predict, features), net.predict(features))
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("stride", [2, 4])
 @pytest.mark.parametrize("size", [(32, 64, 48), (33, 30, 47), (16, 21, 5)])
@@ -157,12 +204,89 @@ def test_every_norm_trains_every_weight(norm):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_recomputation_changes_memory_and_nothing_else(norm):
+    kept, gradients, buffers, outputs = {}, {}, {}, {}
+    image = torch.randn(2, 1, 32, 24, 40)
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = SegFormer3D(1, 1, **SMALL, norm=norm, full_resolution_skip=False, recompute=recompute)
+        weights, sizes = {p.data_ptr() for p in net.parameters()}, {}
+
+        def keep(x, weights=weights, sizes=sizes):
+            if (place := x.untyped_storage().data_ptr()) not in weights:
+                sizes[place] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = net(image)
+        out.square().mean().backward()
+        kept[recompute], outputs[recompute] = sum(sizes.values()), out
+        gradients[recompute] = {name: p.grad for name, p in net.named_parameters()}
+        buffers[recompute] = dict(net.named_buffers())
+    assert kept[True] < 0.6 * kept[False]
+    assert torch.equal(outputs[True], outputs[False])
+    assert list(gradients[True]) == list(gradients[False]) and list(buffers[True]) == list(buffers[False])
+    for name, gradient in gradients[False].items():
+        assert torch.equal(gradients[True][name], gradient), name
+    assert all(torch.equal(buffers[True][name], b) for name, b in buffers[False].items())  # updated once
+    assert norm == "group" or any(name.endswith("running_mean") for name in buffers[True])
+
+
+def test_nothing_is_computed_again_without_training(monkeypatch):
+    net = SegFormer3D(1, 1, **SMALL, recompute=True)
+    monkeypatch.setattr("aneurysm.nets.recomputation.checkpoint", None)
+    with torch.no_grad():
+        net(torch.randn(1, 1, 16, 16, 16))
+    net.eval()(torch.randn(1, 1, 16, 16, 16)).mean().backward()
+    with pytest.raises(TypeError):
+        net.train()(torch.randn(1, 1, 16, 16, 16))
+
+
 def test_errors_teach():
     with pytest.raises(ValueError, match="per stage"):
         SegFormer3D(widths=(8, 16, 32))
     with pytest.raises(ValueError, match="heads"):
         SegFormer3D(widths=(10, 16, 32, 64), heads=(3, 2, 4, 8))
-    with pytest.raises(ValueError, match=r"built for 2 channel"):
+    with pytest.raises(ValueError, match=r"prior=1"):
+        SegFormer3D(prior=1)
+    with pytest.raises(
+        ValueError, match=r"built for 2 channel\(s\): got .*\(1, 1, 16, 16, 16\), expected \(b, 2, d"
+    ):
         SegFormer3D()(torch.randn(1, 1, 16, 16, 16))
+    with pytest.raises(ValueError, match="at least one voxel"):
+        SegFormer3D()(torch.randn(1, 2, 16, 0, 16))
     with pytest.raises(ValueError, match="norm 'group'"):
         SegFormer3D(1, 1, **SMALL, norm="instance")(torch.randn(1, 1, 32, 32, 32))
+    with pytest.raises(ValueError, match="more of them per step"):
+        SegFormer3D(1, 1, **SMALL, norm="batch")(torch.randn(1, 1, 32, 32, 32))
+    assert SegFormer3D(1, 1, **SMALL, norm="batch")(torch.randn(2, 1, 32, 32, 32)).isfinite().all()
+
+
+def test_every_part_says_what_it_expects():
+    tokens = torch.randn(1, 8, 12)
+    with pytest.raises(ValueError, match=r"OverlapEmbed: got .* expected \(b, 3, d, h, w\)"):
+        OverlapEmbed(3, 8, 2)(torch.randn(1, 2, 8, 8, 8))
+    for part in (
+        ReducedAttention(8, 2, 2),
+        MixFeedForward(8, 4, "group"),
+        SegFormerBlock(8, 2, 2, 4, "group"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{type(part).__name__}: got .*\(1, 8, 12\), expected \(b, n, 8\)"
+        ):
+            part(tokens, (2, 2, 2))
+        with pytest.raises(ValueError, match=r"do not fill a map of \(2, 3, 2\)"):
+            part(torch.randn(1, 8, 8), (2, 3, 2))
+    head = FullResolutionHead(1, 16, 8, 2, "group")
+    image, features = torch.randn(1, 1, 16, 13, 16), torch.randn(1, 16, 4, 4, 4)
+    assert head(image, features, 4).shape == (1, 2, 16, 13, 16)
+    with pytest.raises(ValueError, match=r"do not lie under .* expected \(8, 7, 8\)"):
+        head(image, features, 2)
+    with pytest.raises(ValueError, match=r"features: got .* expected \(b, 16, d, h, w\)"):
+        head(image, features[:, :8], 4)
+    net = SegFormer3D(1, 1, **SMALL)
+    with pytest.raises(ValueError, match="3 maps for 4 stages"):
+        net.decode([torch.randn(1, 8, 8, 8, 8)] * 3)
+    with pytest.raises(ValueError, match=r"stage 2: got .* expected \(b, 16, d, h, w\)"):
+        net.decode([torch.randn(1, 8, 8, 8, 8)] * 4)

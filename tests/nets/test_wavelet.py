@@ -11,6 +11,7 @@ from aneurysm.nets.wavelet import (
     haar_decompose,
     haar_low,
     haar_reconstruct,
+    haar_replace_low,
     haar_synthesis,
 )
 
@@ -75,3 +76,51 @@ def test_wrong_size_is_explained():
     low, high = haar_analysis(torch.randn(1, 1, 4, 4, 4))
     with pytest.raises(ValueError, match="expected 2n or 2n-1"):
         haar_synthesis(low, high, (7, 4, 4))
+
+
+@pytest.mark.parametrize("size", [(8, 8, 16), (6, 7, 9), (5, 12, 3), (1, 2, 11)])
+@pytest.mark.parametrize("levels", [0, 1, 3])
+def test_replaced_low_band_is_the_long_way_round(size, levels):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    own, details = haar_decompose(x, levels)
+    low = torch.randn_like(own)
+    expected = haar_reconstruct(low, details, size) if levels else low
+    torch.testing.assert_close(haar_replace_low(x, low, levels), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(4, 6, 8), (5, 3, 7)])
+def test_memory_layout_changes_nothing_and_is_kept(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    twin = x.contiguous(memory_format=torch.channels_last_3d)
+    low, details = haar_decompose(x, 2)
+    low2, details2 = haar_decompose(twin, 2)
+    torch.testing.assert_close(low2, low)
+    for high, high2 in zip(details, details2, strict=True):
+        torch.testing.assert_close(high2, high)
+        assert high2.stride(2) == 1
+    back = haar_reconstruct(low2, details2, size)
+    assert back.stride(1) == 1
+    torch.testing.assert_close(back, x)
+
+
+def test_constant_without_details_stays_constant():
+    low = torch.full((1, 2, 2, 1, 3), LOW_GAIN**2)
+    details = [torch.zeros(1, 7, 2, 2, 1, 3), torch.zeros(1, 7, 2, 4, 2, 6)]
+    torch.testing.assert_close(haar_reconstruct(low, details, (7, 3, 12)), torch.ones(1, 2, 7, 3, 12))
+
+
+def test_shape_errors_teach():
+    x = torch.randn(1, 2, 4, 4, 4)
+    low, high = haar_analysis(x)
+    with pytest.raises(ValueError, match=r"expected \(1, 7, 2, 2, 2, 2\)"):
+        haar_synthesis(low, high[:, :6])
+    with pytest.raises(ValueError, match=r"expected \(1, 7, 2, 2, 2, 2\)"):
+        haar_reconstruct(low, [torch.zeros(1, 7, 2, 4, 4, 4)])
+    with pytest.raises(ValueError, match=r"for 2 level\(s\), expected \(1, 2, 1, 1, 1\)"):
+        haar_replace_low(x, low, 2)
+    with pytest.raises(ValueError, match="-1 levels"):
+        haar_decompose(x, -1)
+    with pytest.raises(ValueError, match="three numbers"):
+        haar_low(x, (1, 1), normalise=True)
+    with pytest.raises(ValueError, match="at least one voxel"):
+        haar_analysis(torch.zeros(1, 2, 0, 4, 4))
