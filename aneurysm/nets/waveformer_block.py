@@ -20,6 +20,9 @@ from aneurysm.nets.wavelet import haar_low, pad_to_multiple
 from aneurysm.nets.window_attention import WindowAttention, merge_windows, split_windows
 
 
+SLAB = 2**20  # numbers of the feed-forward part's wide maps that are worked on at a time without gradients
+
+
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples while training (stochastic depth, arXiv 1603.09382)."""
 
@@ -51,12 +54,24 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w c"]:
         expect_map("FeedForward", x, self.width, channels_last=True)
-        hidden = self.expand(x)
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return x + self._answer(self._mix(self.expand(x)))
+        if torch.is_grad_enabled():
             # Of the six maps of this width that a backward pass would read, two are kept.
-            mixed = checkpoint(self._mix, hidden, use_reentrant=False, preserve_rng_state=False)
+            mixed = checkpoint(self._mix, self.expand(x), use_reentrant=False, preserve_rng_state=False)
             return x + checkpoint(self._answer, mixed, use_reentrant=False, preserve_rng_state=False)
-        return x + self._answer(self._mix(hidden))
+        d, plane = x.shape[1], x.shape[2] * x.shape[3] * self.depthwise.in_channels
+        planes = max(8, SLAB // plane)
+        if d <= planes:
+            return x + self._answer(self._mix(self.expand(x)))
+        out = x.clone()
+        for sample in range(len(x)):  # a part at a time, with the planes that its convolution looks at
+            for begin in range(0, d, planes):
+                end = min(d, begin + planes)
+                first, last = max(0, begin - 1), min(d, end + 1)
+                mixed = self._mix(self.expand(x[sample : sample + 1, first:last]))
+                out[sample, begin:end] += self._answer(mixed[:, begin - first : end - first])[0]
+        return out
 
     def _mix(self, hidden: Float[Tensor, "b d h w c"]) -> Float[Tensor, "b d h w c"]:
         return self.depthwise(F.gelu(self.norm1(hidden)))

@@ -253,3 +253,14 @@ def test_errors_teach():
         net(torch.randn(1, 2, 8, 8, 8))
     with pytest.raises(ValueError, match=r"expected \(b, 8, d, h, w\)"):
         net.encode(torch.randn(1, 4, 8, 8, 8))
+
+
+@pytest.mark.parametrize("depth", [7, 8, 9, 25])
+def test_feed_forward_in_parts_is_that_of_the_whole(depth, monkeypatch):
+    """Without gradients large maps go through in slabs of at least eight planes."""
+    monkeypatch.setattr("aneurysm.nets.waveformer_block.SLAB", 1)
+    net = FeedForward(4, 3).double()
+    x = torch.randn(2, depth, 3, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        parts = net(x)
+    torch.testing.assert_close(parts, net(x))
