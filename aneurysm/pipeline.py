@@ -34,7 +34,7 @@ from aneurysm.vessels.lumen_rule import LumenRule
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raised when a bundle of the previous format can no longer be read
+FORMAT = 4  # raised when a bundle of the previous format can no longer be read
 
 
 @dataclass(frozen=True, eq=False)

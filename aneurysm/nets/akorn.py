@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aneurysm.nets.shapes import expect_map
 
-Rotation = Callable[[Tensor], Tensor]  # x -> Omega x
+Rotation = Callable[[Tensor, Tensor], Tensor]  # x, y -> y + Omega x
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,25 @@ class Trajectory:
     """The way of the oscillators through T Euler steps.
 
     Energies are those of the state before each step (entry 0 belongs to the start), summed over all
-    oscillators of a sample. `energies` is what the paper's code logs, -<x, Jx + c>; `lyapunov` is
-    -1/2 <x, Jx> - <c, x>, which never rises for symmetric J, Omega = 0 and a small gamma.
+    oscillators of a sample. They are worked out when asked for.
     """
 
-    states: list[Tensor]  # T maps (b, c, *space), after every step
-    energies: Float[Tensor, "steps b"]
-    lyapunov: Float[Tensor, "steps b"]
+    start: Float[Tensor, "b c *s"]  # unit vectors
+    states: list[Tensor]  # T maps (b, c, *s), after every step
+    along: list[Tensor]  # T maps (b, g, 1, *s): <x, Jx + c> of every oscillator before the step
+    stimulus: Float[Tensor, "b c *s"]
+
+    @property
+    def energies(self) -> Float[Tensor, "steps b"]:
+        """-<x, Jx + c>, what the paper's code logs."""
+        return -torch.stack([along.flatten(1).sum(1) for along in self.along])
+
+    @property
+    def lyapunov(self) -> Float[Tensor, "steps b"]:
+        """-1/2 <x, Jx> - <c, x>: never rises for symmetric J, Omega = 0 and a small gamma."""
+        c = self.stimulus.flatten(1)
+        before = (self.start, *self.states[:-1])
+        return 0.5 * (self.energies - torch.stack([torch.linalg.vecdot(x.flatten(1), c) for x in before]))
 
 
 def unit_oscillators(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b c *s"]:
@@ -58,12 +70,16 @@ def rotate(x: Float[Tensor, "b c *s"], frequency: Float[Tensor, "pairs"]) -> Flo
 
     (Omega x)_2k = +w x_2k+1 and (Omega x)_2k+1 = -w x_2k. One frequency serves all pairs.
     """
-    return _turn(x, torch.stack((frequency, -frequency), dim=-1))
+    return add_rotation(x, torch.zeros_like(x), torch.stack((frequency, -frequency), dim=-1))
 
 
-def _turn(x: Tensor, signed: Float[Tensor, "pairs 2"]) -> Tensor:
+def add_rotation(
+    x: Float[Tensor, "b c *s"], y: Float[Tensor, "b c *s"], signed: Float[Tensor, "pairs 2"]
+) -> Float[Tensor, "b c *s"]:
+    """y + Omega x, see `rotate`; `signed` holds (w, -w) per pair, or once for all."""
     swapped = x.unflatten(1, (-1, 2)).flip(2)  # (b, c/2, 2, *s)
-    return (swapped * signed[..., *(None,) * (x.ndim - 2)]).flatten(1, 2)
+    signed = signed[..., *(None,) * (x.ndim - 2)]
+    return torch.addcmul(y.unflatten(1, (-1, 2)), swapped, signed).flatten(1, 2)
 
 
 def advance(
@@ -71,7 +87,7 @@ def advance(
 ) -> tuple[Float[Tensor, "b g n *s"], Float[Tensor, "b g 1 *s"]]:
     """Pi(x + gamma (y - <x, y> x)) and <x, y>, of unit vectors x pulled by y."""
     # A compiler fuses what `_Advance` fuses by hand.
-    if isinstance(gamma, Tensor) or torch.compiler.is_compiling():
+    if isinstance(gamma, Tensor) or gamma <= 0 or torch.compiler.is_compiling():
         along = (x * y).sum(2, keepdim=True)
         return _normalise((1 + gamma * (float(add_state) - along)) * x + gamma * y), along
     return _Advance.apply(x, y, gamma, add_state)
@@ -83,25 +99,25 @@ class _Advance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, gamma: float, add_state: bool) -> tuple[Tensor, Tensor]:
         along = (x * y).sum(2, keepdim=True)
-        moved = x * (1 + gamma * (float(add_state) - along))
-        moved.add_(y, alpha=gamma)
+        # Divided by gamma, as the length does not count.
+        share = torch.rsub(along, 1 / gamma + float(add_state))
+        moved = torch.addcmul(y, x, share)
         inverse = _inverse_length(moved)
         after = moved.mul_(inverse)
-        ctx.gamma, ctx.add_state = gamma, add_state
-        ctx.save_for_backward(x, y, along, inverse, after)
+        ctx.save_for_backward(x, y, share, inverse, after)
         return after, along
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, y, along, inverse, after = ctx.saved_tensors
+        x, y, share, inverse, after = ctx.saved_tensors
         of_after, of_along = grads
         # through the length, then through the sum
-        of_moved = (of_after - (of_after * after).sum(2, keepdim=True) * after) * inverse
-        of_along = of_along - ctx.gamma * (of_moved * x).sum(2, keepdim=True)
-        of_x = of_moved * (1 + ctx.gamma * (float(ctx.add_state) - along)) + of_along * y
-        of_y = ctx.gamma * of_moved + of_along * x
-        return of_x, of_y, None, None
+        of_moved = torch.addcmul(of_after, (of_after * after).sum(2, keepdim=True), after, value=-1)
+        of_moved = of_moved.mul_(inverse)
+        of_along = of_along - (of_moved * x).sum(2, keepdim=True)
+        of_x = (of_moved * share).addcmul_(of_along, y)
+        return of_x, of_moved.addcmul_(of_along, x), None, None
 
 
 def kuramoto(
@@ -127,7 +143,7 @@ def kuramoto(
 
     Args:
         coupling: J, a map (b, c, *s) to one of the same shape.
-        rotation: x -> Omega x, or None for Omega = 0.
+        rotation: x, y -> y + Omega x, or None for Omega = 0.
         recompute: work the coupling out again in the backward pass instead of keeping its insides.
     Raises:
         ValueError: start and stimulus differ in shape, or the channels are no multiple of oscillator_dim.
@@ -145,19 +161,18 @@ def kuramoto(
     with torch.autocast(device, enabled=False):
         x = _normalise(x0.to(exact).reshape(groups))  # (b, g, n, *s)
         c = stimulus.to(exact).reshape(groups)
-    states, energies, lyapunov = [], [], []
+    path = Trajectory(x.flatten(1, 2), [], [], c.flatten(1, 2))
     for _ in range(steps):
         drive = pull(x.flatten(1, 2))
         with torch.autocast(device, enabled=False):
             y = c + drive.reshape(groups)  # float32 also where the coupling answered in bfloat16
             if rotation is not None:
-                y = y + rotation(x.flatten(1, 2)).reshape(groups)
+                y = rotation(x.flatten(1, 2), y.flatten(1, 2)).reshape(groups)
             # Omega x is at right angles to x, so it neither changes <x, y> nor needs to be projected.
-            before, (x, along) = x, advance(x, y, gamma, add_state)
-            energies.append(-along.flatten(1).sum(1))
-            lyapunov.append(0.5 * (energies[-1] - torch.linalg.vecdot(before.flatten(1), c.flatten(1))))
-        states.append(x.flatten(1, 2))
-    return Trajectory(states, torch.stack(energies), torch.stack(lyapunov))
+            x, along = advance(x, y, gamma, add_state)
+        path.states.append(x.flatten(1, 2))
+        path.along.append(along)
+    return path
 
 
 def lyapunov_energy(
@@ -206,8 +221,8 @@ class PairRotation(nn.Module):
         self.frequency = nn.Parameter(torch.full((1 if shared else channels // 2,), frequency))  # rad / time
 
     def rotation(self) -> Rotation:
-        """x -> Omega x."""
-        return partial(_turn, signed=torch.stack((self.frequency, -self.frequency), dim=-1))
+        """x, y -> y + Omega x."""
+        return partial(add_rotation, signed=torch.stack((self.frequency, -self.frequency), dim=-1))
 
 
 class MatrixRotation(nn.Module):
@@ -238,14 +253,14 @@ class MatrixRotation(nn.Module):
         return square - square.mT
 
     def rotation(self) -> Rotation:
-        """x -> Omega x, with the matrices worked out once."""
+        """x, y -> y + Omega x, with the matrices worked out once."""
         matrix = self.matrix()
 
-        def apply(x: Tensor) -> Tensor:
+        def apply(x: Tensor, y: Tensor) -> Tensor:
             grouped = x.reshape(
                 x.shape[0], -1, self.oscillator_dim, math.prod(x.shape[2:])
             )  # (b, g, n, positions)
-            return torch.matmul(matrix, grouped).view_as(x)
+            return y + torch.matmul(matrix, grouped).view_as(x)
 
         return apply
 

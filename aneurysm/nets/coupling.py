@@ -109,7 +109,9 @@ class AttentionCoupling(nn.Module):
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """Couple all positions (quadratic in their number)."""
         expect_map("AttentionCoupling", x, self.channels, axes=None)
-        tokens = self.qkv(x.flatten(2).transpose(1, 2))  # (b, n, 3c)
+        # Products that read and write channels-first maps: a linear layer would copy them to tokens and back.
+        flat, b = x.flatten(2), x.shape[0]
+        tokens = torch.baddbmm(self.qkv.bias, flat.mT, self.qkv.weight.mT.expand(b, -1, -1))  # (b, n, 3c)
         qkv = tokens.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, heads, n, c/heads)
         q, k, v = qkv
         if self.rotary:
@@ -120,4 +122,6 @@ class AttentionCoupling(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         if self.turns is not None:
             mixed = self.turns(mixed, self.turns.answer)
-        return self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+        answer = mixed.transpose(1, 2).flatten(2).mT  # (b, c, n)
+        answer = torch.baddbmm(self.out.bias[:, None], self.out.weight.expand(b, -1, -1), answer)
+        return answer.unflatten(2, x.shape[2:])

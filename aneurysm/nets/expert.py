@@ -21,6 +21,7 @@ from aneurysm.global_batch import rows_in_all, total
 from aneurysm.nets.fusion import SLOTS
 from aneurysm.nets.metadata import LearnedMissing, encode_metadata
 from aneurysm.nets.oscillators import OscillatorState
+from aneurysm.nets.shapes import expect_map, expect_rows
 from aneurysm.nets.waveformer import Encoding
 
 MAX_OFFSET_MM = 10.0
@@ -286,7 +287,12 @@ class ExpertNet(nn.Module):
             nn.init.zeros_(self.from_flow.weight)
 
     def forward(self, batch: ExpertBatch, progress: float = 1.0) -> ExpertOutput:
-        """Everything the expert says about candidates; `progress` 0..1 of training steers the physics."""
+        """Everything the expert says about candidates; `progress` 0..1 of training steers the physics.
+
+        Raises:
+            ValueError: the parts of the batch do not belong together; names the part.
+        """
+        self._expect(batch)
         crop = batch.image.shape[2:]
         encoding = self.backbone.encode(self.fusion(batch.image, batch.present, batch.vessel))
         stages = list(encoding.maps)
@@ -301,6 +307,21 @@ class ExpertNet(nn.Module):
             return self._answer(
                 batch, progress, stages, fine.to(single), mask_logit.to(single), encoding.oscillators
             )
+
+    def _expect(self, batch: ExpertBatch) -> None:
+        rows, crop = len(batch.image), tuple(batch.image.shape[2:])
+        expect_map("Expert (image)", batch.image, SLOTS)
+        expect_map("Expert (vessel)", batch.vessel, 1)
+        if batch.vessel.shape != (rows, 1, *crop):
+            raise ValueError(
+                f"Expert (vessel): got {tuple(batch.vessel.shape)} for images of {tuple(batch.image.shape)}, "
+                f"expected {(rows, 1, *crop)}."
+            )
+        expect_rows("Expert (present)", batch.present, SLOTS, rows)
+        expect_rows("Expert (position)", batch.position, 3, rows)
+        expect_rows("Expert (graph)", batch.graph, len(self.known_graph.value), rows)
+        for name in ("age", "sex", "score"):
+            expect_rows(f"Expert ({name})", getattr(batch, name)[:, None], 1, rows)
 
     def _answer(
         self,

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from aneurysm.data.labels import MODALITIES
 from aneurysm.nets.no_effect import hold
+from aneurysm.nets.shapes import expect_map, expect_rows
 
 SLOTS = len(MODALITIES)
 
 
-def _check_present(present: Tensor) -> None:
+def _check(images: Tensor, present: Tensor) -> None:
+    expect_map("Fusion (images)", images, SLOTS)
+    expect_rows("Fusion (present)", present, SLOTS, len(images))
     empty = (~present.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
@@ -58,7 +61,10 @@ class VesselStem(nn.Module):
         self, fused: Float[Tensor, "b c p q r"], vessel: Float[Tensor, "b 1 d h w"] | None
     ) -> Float[Tensor, "b c p q r"]:
         """Fused features with the vessel's contribution; unchanged when there is no vessel map."""
-        return fused if vessel is None else fused + self.conv(_pad_to_even(vessel))
+        if vessel is None:
+            return fused
+        expect_map("VesselStem", vessel, 1)
+        return fused + self.conv(_pad_to_even(vessel))
 
 
 class ModalityStems(nn.Module):
@@ -77,7 +83,7 @@ class ModalityStems(nn.Module):
         A modality that nobody in the batch has still runs, on zero samples: its gradient is then zero
         instead of missing, which distributed training would refuse.
         """
-        _check_present(present)
+        _check(images, present)
         images = _pad_to_even(images)
         parts = []
         for slot, stem in enumerate(self.stems):
@@ -150,7 +156,7 @@ class EarlyFusion(nn.Module):
         vessel: Float[Tensor, "b 1 d h w"] | None = None,
     ) -> Float[Tensor, "b c p q r"]:
         """(b, width, ceil(d/2), ceil(h/2), ceil(w/2)); raises ValueError for a row with nothing present."""
-        _check_present(present)
+        _check(images, present)
         mask = present.view(-1, SLOTS, 1, 1, 1)
         # where, not a product: 0 * NaN is NaN
         images = torch.where(mask, images, torch.zeros((), dtype=images.dtype, device=images.device))

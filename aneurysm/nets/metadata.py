@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from aneurysm.global_batch import rand_rows
+from aneurysm.nets.shapes import expect_map, expect_rows
 
 # Columns of encoded metadata: age, age missing, sex, sex missing, four modality flags.
 METADATA_FEATURES = 8
@@ -73,6 +74,7 @@ class MetadataEmbedding(nn.Module):
 
     def forward(self, metadata: Float[Tensor, "b 8"]) -> Float[Tensor, "b hidden"]:
         """Encoded metadata -> embedding; in training each field goes missing with probability `dropout`."""
+        expect_rows("MetadataEmbedding", metadata, METADATA_FEATURES)
         no_modality = metadata[:, 4:8].sum(1) == 0
         missing = torch.stack((metadata[:, 1] > 0, metadata[:, 3] > 0, no_modality), dim=1)  # (b, 3)
         if self.training and self.dropout > 0:
@@ -104,6 +106,7 @@ class MetadataGate(nn.Module):
         self, features: Float[Tensor, "b c d h w"], metadata: Float[Tensor, "b 8"]
     ) -> Float[Tensor, "b c d h w"]:
         """Features (b, c, d, h, w) gated by metadata from `encode_metadata`."""
+        expect_map("MetadataGate", features, self.gate.out_features)
         gate = 2 * self.gate(self.embedding(metadata)).sigmoid()
         return features * gate[:, :, None, None, None].to(features.dtype)
 
@@ -125,6 +128,7 @@ class FilmGate(nn.Module):
         self, features: Float[Tensor, "b c d h w"], metadata: Float[Tensor, "b 8"]
     ) -> Float[Tensor, "b c d h w"]:
         """Features (b, c, d, h, w) modulated by metadata from `encode_metadata`."""
+        expect_map("FilmGate", features, self.modulation.out_features // 2)
         modulation = self.modulation(self.embedding(metadata))[:, :, None, None, None].to(features.dtype)
         scale, shift = modulation.chunk(2, dim=1)
         return (1 + scale) * features + shift

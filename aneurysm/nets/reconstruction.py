@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from aneurysm.nets.masking import block_grid, blocks_to_voxels
+from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.waveformer import WaveFormerEncoder
 
 Ranking = Literal["denormalised", "normalised", "as_code"]
@@ -169,6 +170,7 @@ class MaskedReconstruction(nn.Module):
         all if None. The loss is sum(w e^2) / max(sum w, 1) with w = hidden x valid.
         Raises ValueError if the mask lies on another grid than the image.
         """
+        expect_map("MaskedReconstruction", image, 1)
         grid = block_grid(image.shape, self.block)
         if tuple(active.shape[2:]) != grid:
             raise ValueError(

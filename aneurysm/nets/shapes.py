@@ -33,6 +33,20 @@ def expect_map(
     )
 
 
+def expect_rows(owner: str, x: Tensor, columns: int, rows: int | None = None) -> None:
+    """Let a table (rows, columns) pass.
+
+    Raises:
+        ValueError: for other numbers; says what came and what is expected.
+    """
+    if x.ndim == 2 and x.shape[1] == columns and rows in (None, len(x)):
+        return
+    raise ValueError(
+        f"{owner}: got a tensor of shape {tuple(x.shape)}, expected "
+        f"({'n' if rows is None else rows}, {columns})."
+    )
+
+
 def expect_divisible(owner: str, size: Sequence[int], by: Sequence[int]) -> None:
     """Let sizes pass that are whole multiples of others, axis by axis.
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv
 from torch_geometric.utils import scatter
 
+from aneurysm.nets.shapes import expect_rows
+
 _FAR = 6.0  # standard deviations; one wild measurement must not silence the others
 
 
@@ -35,6 +37,7 @@ class Standardise(nn.Module):
         self.scale.copy_(torch.where(spread > 1e-4, spread, torch.ones_like(spread)))
 
     def forward(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
+        expect_rows("Features of vessel nodes or edges", x, len(self.mean))
         return ((x - self.mean) / self.scale).clamp(-_FAR, _FAR)
 
 

@@ -19,7 +19,6 @@ from aneurysm.nets.shapes import expect_map
 from aneurysm.nets.wavelet import haar_low, pad_to_multiple
 from aneurysm.nets.window_attention import WindowAttention, merge_windows, split_windows
 
-
 SLAB = 2**20  # numbers of the feed-forward part's wide maps that are worked on at a time without gradients
 
 

@@ -31,6 +31,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "expert": ("pretrain", "smart_net"),
     "stacker": ("expert",),
 }
+# Raised when networks of the stage can no longer read the weights that it wrote before.
+WEIGHTS_FORMAT = {"pretrain": 2, "expert": 2}
 # The part of the Smart Net that only its segmentation network reads, and the part that only its graph reads.
 _GRAPH_KEYS = (
     "threshold",
@@ -89,6 +91,8 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
         chosen["smart_net"] = {k: v for k, v in chosen["smart_net"].items() if k not in _GRAPH_KEYS}
     if stage == "smart_net":
         chosen["smart_net"] = {k: chosen["smart_net"][k] for k in _GRAPH_KEYS}
+    if stage in WEIGHTS_FORMAT:
+        chosen["weights_format"] = WEIGHTS_FORMAT[stage]
     chosen["precision"] = plain["trainer"]["precision"]
     if plain["ema"] is not None and stage != "stacker":  # trees have no weights to average
         chosen["ema"] = plain["ema"]

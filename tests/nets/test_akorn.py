@@ -62,7 +62,7 @@ def test_dense_layer_matches_the_original(golden: Path, name: str) -> None:
         meta["n"],
         meta["T"],
         meta["gamma"],
-        None if frequency is None else lambda x: rotate(x, frequency),
+        None if frequency is None else lambda x, y: y + rotate(x, frequency),
         add_state=name == "akorn_dense_noomega",
     )
     _compare(values, path, meta["n"])
@@ -124,7 +124,7 @@ def test_update_matches_a_loop_over_oscillators() -> None:
     x0, c = torch.randn(1, 8, 2, 1, 3, dtype=torch.float64), torch.randn(1, 8, 2, 1, 3, dtype=torch.float64)
     frequency = torch.randn(4, dtype=torch.float64)
     matrix = torch.randn(48, 48, dtype=torch.float64)
-    states = kuramoto(_Dense(matrix), x0, c, n, 1, gamma, lambda x: rotate(x, frequency)).states
+    states = kuramoto(_Dense(matrix), x0, c, n, 1, gamma, lambda x, y: y + rotate(x, frequency)).states
     x = unit_oscillators(x0, n)
     drive = _Dense(matrix)(x) + c
     for group in range(2):
@@ -157,7 +157,9 @@ def test_omega_turns_by_the_arctangent_of_the_step() -> None:
     x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)[:, :, None]
     w = torch.tensor([0.7], dtype=torch.float64)
     assert rotate(x, w).flatten().tolist() == [0.0, -0.7]
-    states = kuramoto(torch.zeros_like, x, torch.zeros_like(x), 2, 1, 1.0, lambda x: rotate(x, w)).states
+    states = kuramoto(
+        torch.zeros_like, x, torch.zeros_like(x), 2, 1, 1.0, lambda x, y: y + rotate(x, w)
+    ).states
     a, b = states[0].flatten().tolist()
     assert math.atan2(b, a) == pytest.approx(-math.atan(0.7))
 
@@ -187,11 +189,14 @@ def test_matrix_rotation_begins_as_the_paired_one_and_is_antisymmetric() -> None
     torch.manual_seed(0)
     x = torch.randn(2, 12, 3, 2)
     pairs, matrix = PairRotation(12, 0.3), MatrixRotation(12, 4, 0.3)
-    torch.testing.assert_close(matrix.rotation()(x), pairs.rotation()(x))
+    nothing = torch.zeros_like(x)
+    torch.testing.assert_close(pairs.rotation()(x, nothing), rotate(x, pairs.frequency))
+    torch.testing.assert_close(matrix.rotation()(x, nothing), pairs.rotation()(x, nothing))
+    torch.testing.assert_close(matrix.rotation()(x, x), x + pairs.rotation()(x, nothing))
     torch.nn.init.normal_(matrix.upper)
     square = matrix.matrix()
     torch.testing.assert_close(square, -square.mT)
-    turned = matrix.rotation()(x)
+    turned = matrix.rotation()(x, nothing)
     torch.testing.assert_close(turned[1, 4:8, 2, 0], square[1] @ x[1, 4:8, 2, 0])
     # a rotation is at right angles to what it rotates
     torch.testing.assert_close(
@@ -235,7 +240,7 @@ def test_turning_every_oscillator_turns_the_whole_way(omega: float | None) -> No
     else:
         generator = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
         turn = torch.block_diag(torch.matrix_exp(0.8 * generator), torch.matrix_exp(-1.1 * generator))
-        rotation = lambda x: rotate(x, torch.full((4,), omega, dtype=torch.float64))  # noqa: E731
+        rotation = lambda x, y: y + rotate(x, torch.full((4,), omega, dtype=torch.float64))  # noqa: E731
     x0, c = (torch.randn(1, 8, 5, dtype=torch.float64) for _ in range(2))
     plain = kuramoto(coupling, x0, c, 4, 6, 0.5, rotation)
     other = kuramoto(coupling, turned(x0, turn), turned(c, turn), 4, 6, 0.5, rotation)
