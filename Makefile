@@ -12,7 +12,7 @@ demo: $(VENV)/runtime.stamp
 	$(BIN)/python predict.py bundle=outputs/phantom/bundle input="$$(echo outputs/new_patients/*/series)" output=outputs/new_patients/report
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -10,7 +10,7 @@ import numpy as np
 
 EXPERT: dict[str, Any] = {
     "oscillator": {
-        "_target_": "aneurysm.nets.akorn.AkornBlock",
+        "_target_": "aneurysm.nets.oscillators.akorn",
         "_partial_": True,
         "oscillator_dim": 4,
         "steps": 4,

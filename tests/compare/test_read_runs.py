@@ -191,7 +191,7 @@ def test_an_option_is_one_difference_whatever_it_brings_along():
 @pytest.mark.parametrize(
     ("target", "word"),
     [
-        ("aneurysm.nets.akorn.AkornBlock", "akorn"),
+        ("aneurysm.nets.oscillators.akorn", "akorn"),
         ("aneurysm.losses.balance.UwSo", "uw_so"),
         ("aneurysm.nets.fusion.CrossAttentionFusion", "cross_attention"),
         ("aneurysm.build.absent", "none"),
