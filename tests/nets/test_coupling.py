@@ -78,3 +78,34 @@ def test_errors_teach():
         AttentionCoupling(24, positions="learned")
     with pytest.raises(ValueError, match=r"expected \(b, 24, \*space\)"):
         AttentionCoupling(24)(torch.randn(1, 8, 2, 2, 2))
+
+
+def test_published_weights_fit_after_their_heads_are_put_in_a_row():
+    """There channel c * heads + h belongs to head h; here the channels of a head are neighbours."""
+    torch.manual_seed(0)
+    heads, width = 2, 6
+    channels = heads * width
+    official = {
+        "W_qkv.weight": torch.randn(3 * channels, channels, dtype=torch.float64),
+        "W_qkv.bias": torch.randn(3 * channels, dtype=torch.float64),
+        "W_o.weight": torch.randn(channels, channels, dtype=torch.float64),
+        "W_o.bias": torch.randn(channels, dtype=torch.float64),
+    }
+    tokens = torch.randn(3, 5, channels, dtype=torch.float64)
+    q, k, v = (tokens @ official["W_qkv.weight"].T + official["W_qkv.bias"]).chunk(3, dim=2)
+    split = [t.unflatten(2, (width, heads)).permute(0, 3, 1, 2) for t in (q, k, v)]  # (b, heads, n, width)
+    mixed = (split[0] @ split[1].mT / math.sqrt(width)).softmax(-1) @ split[2]
+    expected = mixed.permute(0, 2, 3, 1).flatten(2) @ official["W_o.weight"].T + official["W_o.bias"]
+
+    row = torch.arange(channels).view(width, heads).T.flatten()  # where our channel h * width + c was
+    rows = torch.cat([row, row + channels, row + 2 * channels])
+    attention = AttentionCoupling(channels, heads, positions="none").double()
+    attention.load_state_dict(
+        {
+            "qkv.weight": official["W_qkv.weight"][rows],
+            "qkv.bias": official["W_qkv.bias"][rows],
+            "out.weight": official["W_o.weight"][:, row],
+            "out.bias": official["W_o.bias"],
+        }
+    )
+    torch.testing.assert_close(attention(tokens.mT).mT, expected)
