@@ -123,6 +123,7 @@ class Started:
         if self.pid:
             return
         code = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
         try:
             with (folder / "said.txt").open("a") as said:
                 os.dup2(said.fileno(), 1)
