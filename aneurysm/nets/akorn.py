@@ -187,8 +187,11 @@ def order_per_group(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Te
 
     N independent random directions give about 1/sqrt(N).
     """
-    mean = x.reshape(x.shape[0], -1, oscillator_dim, math.prod(x.shape[2:])).mean(3)  # (b, g, n)
-    return torch.linalg.vector_norm(mean, dim=2)
+    return torch.linalg.vector_norm(_by_group(x, oscillator_dim).mean(3), dim=2)
+
+
+def _by_group(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b g n positions"]:
+    return x.reshape(x.shape[0], -1, oscillator_dim, math.prod(x.shape[2:]))
 
 
 def order_parameter(x: Float[Tensor, "b c *s"], oscillator_dim: int) -> Float[Tensor, "b"]:
@@ -257,10 +260,7 @@ class MatrixRotation(nn.Module):
         matrix = self.matrix()
 
         def apply(x: Tensor, y: Tensor) -> Tensor:
-            grouped = x.reshape(
-                x.shape[0], -1, self.oscillator_dim, math.prod(x.shape[2:])
-            )  # (b, g, n, positions)
-            return y + torch.matmul(matrix, grouped).view_as(x)
+            return y + torch.matmul(matrix, _by_group(x, self.oscillator_dim)).view_as(x)
 
         return apply
 

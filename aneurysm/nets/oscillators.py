@@ -212,12 +212,9 @@ class ItrsaBlock(PooledBlock):
     def forward(self, x: Float[Tensor, "b c d h w"]) -> tuple[Float[Tensor, "b c d h w"], None]:
         """Features with the answer added; there is no oscillator state."""
         z = self.to_start(self.pool(x))
+        attend = partial(checkpoint, self._attend, use_reentrant=False) if self.recompute else self._attend
         for _ in range(self.steps):
-            if self.recompute and torch.is_grad_enabled():
-                change = checkpoint(self._attend, z, use_reentrant=False)
-            else:
-                change = self._attend(z)
-            z = z + change  # pyright: ignore[reportOperatorIssue]
+            z = z + attend(z)
         return self.add(x, self.readout(z)), None
 
     def _attend(self, z: Tensor) -> Tensor:

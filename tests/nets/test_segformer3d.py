@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 
@@ -21,14 +20,6 @@ from aneurysm.nets.segformer_blocks import (
 torch.set_num_threads(1)  # the machines that run the tests are shared
 
 SMALL = {"widths": (8, 16, 24, 32), "heads": (1, 2, 3, 4), "decoder_width": 16}
-
-
-@pytest.fixture(scope="module")
-def seedfill(golden):
-    spec = importlib.util.spec_from_file_location("seedfill", golden / "seedfill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def official_name(name):

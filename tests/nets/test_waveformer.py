@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import numpy as np
@@ -26,14 +25,6 @@ BLOCK_NAMES = {
     "feed_forward.norm2": "mlp.norm2",
     "feed_forward.contract": "mlp.fc",
 }
-
-
-@pytest.fixture(scope="module")
-def seedfill(golden):
-    spec = importlib.util.spec_from_file_location("seedfill", golden / "seedfill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def load(path):

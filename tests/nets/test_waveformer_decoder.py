@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import jaxtyping
@@ -52,14 +51,6 @@ def upsample_names(factor):
     if factor >= 4:
         head |= {"head.2": "conv3.0", "head.4": "conv3.2"}
     return {"depthwise": "conv1.1", "residual": "res_conv.1", **head}
-
-
-@pytest.fixture(scope="module")
-def seedfill(golden):
-    spec = importlib.util.spec_from_file_location("seedfill", golden / "seedfill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def load(path):
