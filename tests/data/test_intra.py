@@ -96,6 +96,20 @@ def test_found_again_and_kept_apart_from_other_parameters(source: IntraSource, r
     assert other.root != source.root and other.index()["patient_id"].nunique() == 1
 
 
+def test_every_tree_in_several_modalities(source: IntraSource, release: Path, tmp_path: Path) -> None:
+    both = IntraSource(
+        release, tmp_path, seed=3, size=44, spacing_mm=0.7, max_patients=1, renderings=2, jobs=1
+    )
+    index = both.index()
+    assert index["patient_id"].nunique() == 1 and index["modality"].nunique() == 2
+    positive = index[index["present"] == 1]["series_uid"]
+    assert len(positive) == 2
+    images = [both.case(uid).scan.volume for uid in positive]
+    assert not np.array_equal(*images)  # its own noise
+    with pytest.raises(ValueError, match="renderings=5"):
+        IntraSource(release, tmp_path, renderings=5)
+
+
 def test_too_small_a_box_is_reported(release: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Raise size to"):
         IntraSource(release, tmp_path, size=24, spacing_mm=0.5, jobs=1)

@@ -58,6 +58,7 @@ class IntraParameters:
     modalities: tuple[str, ...]
     negatives: float  # share of patients, 0..1
     max_patients: int | None
+    renderings: int = 1  # of every tree, each in the next modality
     generation: int = _GENERATION
 
     def __post_init__(self) -> None:
@@ -68,6 +69,11 @@ class IntraParameters:
             raise ValueError(
                 "Expected seed >= 0, size >= 16, spacing_mm > 0 and negatives in 0..1, got "
                 f"{self.seed}, {self.size}, {self.spacing_mm}, {self.negatives}."
+            )
+        if not 1 <= self.renderings <= len(self.modalities):
+            raise ValueError(
+                f"renderings={self.renderings}: a tree is rendered at least once and in every modality at "
+                f"most once, 1 to {len(self.modalities)} here."
             )
 
     @property
@@ -95,6 +101,8 @@ class IntraSource(RsnaSource):
         modalities: which of CTA, MRA, T1, T2 to render, in equal parts.
         negatives: share of patients that also give a scan without aneurysm, 0..1.
         max_patients: use only the first so many.
+        renderings: in how many modalities every tree is shown, each time in boxes and with noise of its own.
+            There are few trees: what four of them teach about an anatomy holds for every contrast.
         jobs: processes that render.
 
     Raises:
@@ -114,6 +122,7 @@ class IntraSource(RsnaSource):
         modalities: Sequence[str] = MODALITIES,
         negatives: float = 0.5,
         max_patients: int | None = None,
+        renderings: int = 1,
         jobs: int = 2,
     ) -> None:
         parameters = IntraParameters(
@@ -124,6 +133,7 @@ class IntraSource(RsnaSource):
             tuple(modalities),
             float(negatives),
             max_patients,
+            renderings,
         )
         folder = Path(root) / parameters.folder
         if not (folder / MARKER).is_file():
@@ -182,13 +192,25 @@ def render_tree(root: Path, tree: Tree, parameters: IntraParameters, number: int
     ]
     if not lesions:
         return Rendered((), (*left_out, f"{tree.name}: no aneurysm with a known place, tree not used"))
-    rng = np.random.default_rng([parameters.seed, zlib.crc32(tree.name.encode())])
     # Roberts' R2 sequence: even shares of modalities and negatives among however few trees.
     start = np.random.default_rng(parameters.seed).random(2)
     turn, luck = (start + number * np.array([0.7548776662466927, 0.5698402909980532])) % 1.0
-    modality = parameters.modalities[int(turn * len(parameters.modalities))]
-    wants_negative = luck < parameters.negatives
-    studio = _Studio(root, tree, lesions, modality, parameters, rng)
+    first = int(turn * len(parameters.modalities))
+    rows: list[SeriesRows] = []
+    for k in range(parameters.renderings):
+        modality = parameters.modalities[(first + k) % len(parameters.modalities)]
+        rng = np.random.default_rng([parameters.seed, zlib.crc32(tree.name.encode()), *([k] if k else [])])
+        studio = _Studio(root, tree, lesions, modality, parameters, rng)
+        found, missing = _rendered(studio, luck < parameters.negatives, f"-{modality}" if k else "")
+        rows += found
+        left_out += missing if k == 0 else [f"{reason} ({modality})" for reason in missing]
+    return Rendered(tuple(rows), tuple(left_out))
+
+
+def _rendered(studio: "_Studio", wants_negative: bool, suffix: str) -> tuple[list[SeriesRows], list[str]]:
+    """The scans of one tree in one modality, and what was left out."""
+    tree, lesions, parameters, rng = studio.tree, studio.lesions, studio.parameters, studio.rng
+    left_out: list[str] = []
     rows: list[SeriesRows] = []
     shown: set[str] = set()
     first: _View | None = None
@@ -198,7 +220,7 @@ def render_tree(root: Path, tree: Tree, parameters: IntraParameters, number: int
         try:
             grid = crop_with(lesion, lesions, tree, parameters.size, parameters.spacing_mm, rng)
             view = studio.view(grid)
-            row, names = studio.positive(f"positive-{len(rows)}", view)
+            row, names = studio.positive(f"positive-{len(rows)}{suffix}", view)
         except ValueError as error:  # the box is too small, or the mesh cannot be voxelised
             left_out.append(f"{lesion.name}: {error}")
             continue
@@ -212,14 +234,14 @@ def render_tree(root: Path, tree: Tree, parameters: IntraParameters, number: int
         row = None
         if tree.fully_annotated:
             try:
-                row = studio.negative(first, elsewhere=bool(rng.integers(2)))
+                row = studio.negative(f"negative{suffix}", first, elsewhere=bool(rng.integers(2)))
             except VoxelisationError as error:
                 left_out.append(f"{tree.name}: {error}")
         if row is None:
             left_out.append(f"{tree.name}: no scan without aneurysm could be made of this tree")
         else:
             rows.append(row)
-    return Rendered(tuple(rows), tuple(left_out))
+    return rows, left_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +290,7 @@ class _Studio:
         lesions: list[LesionRow] = [(lesion.centre_mm, lesion.radius_mm, None) for lesion in measured]
         return self.write(name, view.grid, lumen, aneurysm, lesions), names
 
-    def negative(self, view: _View, elsewhere: bool) -> SeriesRows | None:
+    def negative(self, name: str, view: _View, elsewhere: bool) -> SeriesRows | None:
         """Write a scan without aneurysm: another box of the tree, or this one with its sacs cut off."""
         p = self.parameters
         box = None
@@ -283,9 +305,9 @@ class _Studio:
             for sac in view.sacs.values():
                 healthy = None if healthy is None else without_sac(healthy, sac & healthy, fine)
             if healthy is None:
-                return None if elsewhere else self.negative(view, elsewhere=True)
+                return None if elsewhere else self.negative(name, view, elsewhere=True)
         lumen = partial_volume(healthy, _SUPERSAMPLE)
-        return self.write("negative", view.grid, lumen, np.zeros(view.grid.shape, np.uint8), [])
+        return self.write(name, view.grid, lumen, np.zeros(view.grid.shape, np.uint8), [])
 
     def write(
         self, name: str, grid: Grid, lumen: np.ndarray, aneurysm: np.ndarray, lesions: list[LesionRow]
