@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from aneurysm.data.errors import UserError
 from aneurysm.losses.present import beside_of
 
 
@@ -47,7 +48,7 @@ class DeepSupervision(nn.Module):
             logits: of the size of the target, or those followed by coarser ones (b, c, ...), whose sizes
                 divide it. A single map, which is what networks give outside training, has the loss itself.
         Raises:
-            ValueError: sizes that do not divide the target's.
+            UserError: sizes that do not divide the target's.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
         extra = () if beside is None else (beside,)
@@ -66,7 +67,7 @@ class DeepSupervision(nn.Module):
 def _steps(target: Tensor, coarse: Tensor) -> list[int]:
     fine, size = tuple(target.shape[2:]), tuple(coarse.shape[2:])
     if any(n % m for n, m in zip(fine, size, strict=True)):
-        raise ValueError(
+        raise UserError(
             f"Deep supervision compares a target of {fine} voxels with an answer of {size}, which does not "
             "divide it. Train on patches whose side is a multiple of the network's coarsest supervised "
             "stride, or set deep_supervision lower."
