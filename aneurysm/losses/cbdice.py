@@ -17,18 +17,17 @@ class CbDiceLoss(nn.Module):
     ``(1 - share) * dice + share * cbdice``. clDice only asks whether one centreline lies anywhere inside the
     other vessel: a vessel twice as thick, or shifted by half its width, costs nothing. Here each point of a
     centreline counts by how well its radius r fits the depth d of the other vessel at this place,
-    ``min(r, d) / max(r, d)``: 1 where both are equal, 0 outside. The ratio does not depend on the calibre, so
-    that a millimetre of a thin artery weighs what a millimetre of a wide one does. With S the soft centreline,
+    ``min(r, d) / max(r, d)``: 1 where both are equal, 0 outside. A ratio does not depend on the calibre, so
+    thin arteries are not outvoted by the volume of wide ones. With S the soft centreline,
 
         precision = (sum S_p fit(r_p, d_t) + 1) / (sum S_p + 1)
         sensitivity = (sum S_t fit(r_t, d_p) + 1) / (sum S_t + 1)
         cbdice = 1 - 2 precision sensitivity / (precision + sensitivity)
 
-    S, r and d of prediction and target come from the same repeated soft erosions: d counts those that a voxel
-    survives, S has what an opening takes away, r is the count at which it did. So all of it is differentiable,
-    stays on the device, and a perfect prediction costs exactly 0. The paper measures depth by the Euclidean
-    distance transform of the thresholded prediction instead, through which no gradient passes, and normalises
-    by the largest radius of the image.
+    S, r and d of prediction and target come from the same repeated soft erosions: d counts those that a
+    voxel survives, S has what an opening takes away, r is the count at which it did. So all of it has
+    gradients, stays on the device, and a perfect prediction costs 0. The paper measures depth by distance
+    transforms of the masks instead and weighs by normalised radii.
 
     Args:
         share: of the centreline term, 0..1.

@@ -58,9 +58,9 @@ class ClDiceLoss(nn.Module):
 def centreline(mask: np.ndarray) -> np.ndarray:
     """Lines of voxels along the middle of every structure of a binary mask (d, h, w), bool; none is left out.
 
-    Lee's thinning deletes straight tubes of even width, whole ones and branches alike. Where its lines pass
-    no nearer than half a radius outside a structure, the ridge of the structure's own depth stands in, one or
-    two voxels wide.
+    Lee's thinning deletes straight tubes of even width, whole ones and branches alike. Where no line of its
+    runs within half a radius (and two voxels) of the middle of a structure, the ridge of the structure's own
+    depth stands in, one or two voxels wide.
     """
     inside = mask > 0
     line = np.asarray(skeletonize(inside), dtype=bool)
@@ -69,7 +69,7 @@ def centreline(mask: np.ndarray) -> np.ndarray:
     depth = np.asarray(ndimage.distance_transform_edt(inside)) if not inside.all() else inside.astype(float)
     ridge = inside & (depth >= ndimage.maximum_filter(depth, 3))
     if line.any():
-        ridge &= np.asarray(ndimage.distance_transform_edt(~line)) > 1.5 * depth + 1.5
+        ridge &= np.asarray(ndimage.distance_transform_edt(~line)) > 0.5 * depth + 2
     return line | ridge
 
 

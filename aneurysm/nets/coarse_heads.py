@@ -29,8 +29,8 @@ class CoarseHeads(nn.Module):
         super().__init__()
         if not 0 <= count <= len(widths):
             raise ValueError(
-                f"deep_supervision={count}: this network has {len(widths)} coarser levels that can answer, so "
-                f"it is a number from 0 to {len(widths)}."
+                f"deep_supervision={count}: this network has {len(widths)} coarser levels that can answer, "
+                f"so it is a number from 0 to {len(widths)}."
             )
         self.heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[:count])
         for head in self.heads:

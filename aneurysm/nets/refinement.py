@@ -14,7 +14,7 @@ class Refinement(nn.Module):
     arXiv:2003.04887): untrained, the channel is what the earlier net said, and training can only be spent on
     what it got wrong and on the other channels.
 
-    Coarser answers of a net under deep supervision are left as they are: they are there to teach its features.
+    Coarser answers of a net under deep supervision are left as they are: they only teach its features.
 
     net: takes (b, c, d, h, w) and returns logits (b, k, d, h, w), in training possibly with coarser ones.
     """

@@ -42,8 +42,8 @@ class SegFormer3D(nn.Module):
     variant is widths (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm
     batch. prior: probability that the untrained net gives everywhere. recompute: keep only what enters each
     transformer block and compute its inside again on the way back, for less memory in training.
-    deep_supervision: how many coarser answers it gives in training (see CoarseHeads), the first from the fused
-    maps at stride patch_stride, the others from the stages of twice, four times, ... that stride.
+    deep_supervision: how many coarser answers it gives in training (see CoarseHeads), the first from the
+    fused maps at stride patch_stride, the others from the stages of twice, four times, ... that stride.
     Raises ValueError if the lists differ in length, the image has other axes or channels, or a crop is too
     small for its norm.
     """

@@ -36,8 +36,8 @@ class UNet3D(nn.Module):
     prior: probability that the untrained net gives everywhere; deep_supervision: how many coarser answers it
     gives in training, at strides 2, 4, ... (see CoarseHeads).
     Instance norm and leaky ReLU throughout, so the result for a crop does not depend on its batch.
-    Raises ValueError for fewer than two widths, more coarse answers than strides, or an image of other axes or
-    channels than in_channels.
+    Raises ValueError for fewer than two widths, more coarse answers than strides, or an image of other axes
+    or channels than in_channels.
     """
 
     def __init__(
