@@ -1,4 +1,4 @@
-"""All stages on a vessel net that names arteries, under deep supervision and a sum of losses; then a prediction."""
+"""All stages on a vessel net that names arteries, deeply supervised by a sum of losses; then a prediction."""
 
 import hydra
 import numpy as np
@@ -16,9 +16,15 @@ from aneurysm.training.products import artery_path
 from aneurysm.vessels.arteries import artery_at
 
 CHOSEN = (
-    "vessel.classes=arteries", "loss=sum", "vessel.net.deep_supervision=2", "smart_net.net.deep_supervision=2",
-    "vessel.ema=0.5", "vessel.sampling.vessel=0.4", "vessel.sampling.thin=0.4", "smart_net.sampling.bright=0.2",
-)  # fmt: skip
+    "loss=sum",
+    "vessel.classes=arteries",
+    "vessel.net.deep_supervision=2",
+    "vessel.ema=0.5",
+    "vessel.sampling.vessel=0.4",
+    "vessel.sampling.thin=0.4",
+    "smart_net.net.deep_supervision=2",
+    "smart_net.sampling.bright=0.2",
+)
 
 
 @pytest.mark.slow
