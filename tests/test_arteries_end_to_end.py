@@ -40,7 +40,8 @@ def test_named_arteries_from_training_to_prediction(tmp_path):
         labels = read_labels(artery_path(run, uid))
         assert labels.shape == opened(path).grid.shape and set(np.unique(labels)) <= {0, *VESSEL_LABEL}
     table = pd.read_csv(experiment.run("vessel", 0).folder / "overlap.csv")
-    assert table.artery_accuracy.between(0, 1).all()
+    known = table.artery_accuracy.dropna()  # of a net this small some scans have no lumen at all
+    assert len(known) and known.between(0, 1).all()
 
     detector = Detector.load(tmp_path / "smoke" / "bundle")
     uid = next(iter(experiment.prepared))
