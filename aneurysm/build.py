@@ -11,6 +11,8 @@ from aneurysm.data.errors import UserError
 from aneurysm.nets.refinement import Refinement
 from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
+from aneurysm.stages.vessel import CLASSES, names_arteries
+from aneurysm.stages.vessel import INPUTS as VESSEL_INPUTS
 from aneurysm.stages.volumes import View
 
 
@@ -76,13 +78,20 @@ def try_networks(cfg: DictConfig) -> None:
     """
     last = cfg.stage
     if last != "pretrain":
-        build(cfg.vessel.net, in_channels=1, out_channels=1)
+        build_vessel(cfg)
     if last not in ("pretrain", "vessel"):
         build_segmenter(cfg)
     if last in ("expert", "stacker", "all"):
         build_expert(cfg, graph_features=1)
     elif last == "pretrain":
         build(cfg.backbone)
+
+
+def build_vessel(cfg: DictConfig) -> nn.Module:
+    """The vessel net, with a channel for each artery where `vessel.classes` asks for them."""
+    classes = cfg.vessel.get("classes", "binary")  # bundles of before named no arteries
+    names_arteries(classes)
+    return build(cfg.vessel.net, in_channels=VESSEL_INPUTS, out_channels=CLASSES[classes])
 
 
 def build_segmenter(cfg: DictConfig) -> nn.Module:

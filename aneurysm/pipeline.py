@@ -20,7 +20,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aneurysm
-from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
+from aneurysm.build import (
+    boosting,
+    build,
+    build_expert,
+    build_segmenter,
+    build_vessel,
+    graph_settings,
+    view_settings,
+)
 from aneurysm.data.errors import UserError
 from aneurysm.data.preparation.prepare import Preparation, prepare_scan
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -50,6 +58,7 @@ class Detection:
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
     sac: np.ndarray  # (d, h, w) expert's sac probability around the candidates
     labels: np.ndarray  # (14,) probabilities in submission order
+    arteries: np.ndarray | None = None  # (d, h, w) uint8 vessel labels, from a vessel net that names arteries
 
 
 class Detector:
@@ -62,10 +71,8 @@ class Detector:
         self.lumen_rule = LumenRule(
             *(float(np.mean([rule[part] for rule in note["lumen_rules"]])) for part in ("threshold", "core"))
         )
-        self.vessel = [
-            self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1))
-            for k in folds
-        ]
+        self.vessel = [self._net(folder, "vessel", k, build_vessel(cfg)) for k in folds]
+        self.names_arteries = vessel.names_arteries(cfg.vessel.get("classes", "binary"))
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
         self.graph_net = [
@@ -134,7 +141,7 @@ class Detector:
         case = prepare_scan(scan, self.preparation)
         s = self.cfg.smart_net
         look, look_again = view_settings(self.cfg.vessel), view_settings(s)
-        lumen = _mean([vessel.vessel_probability(net, case, look) for net in self.vessel])
+        lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries)
         parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings = graph_settings(s)
@@ -145,7 +152,9 @@ class Detector:
         candidates, sac = self._judge(case, probability, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})
         labels = self.trees.probabilities(table)[0]
-        return Detection(scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels)
+        return Detection(
+            scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels, arteries
+        )
 
     def _judge(
         self, case: PreparedCase, probability: dict[str, np.ndarray], graph: VesselGraph, rows: pd.DataFrame

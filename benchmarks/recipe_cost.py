@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aneurysm.build import build, build_expert, build_segmenter
+from aneurysm.build import build, build_expert, build_segmenter, build_vessel
 from aneurysm.command_line import config_folder
 from aneurysm.data.augment import Augmentation, change_intensity, move
 from aneurysm.nets.expert import ExpertBatch
@@ -126,7 +126,7 @@ def costs(cfg: DictConfig, extent_mm: float) -> list[Cost]:
         parameters = sum(p.numel() for p in net.parameters())
         loading = augmenting(s.patch, 0, Augmentation(), intensity=False)
         made.append(Cost("pretrain", parameters, s.batch * step, s.epochs * s.steps, s.batch, loading))
-    net = build(cfg.vessel.net, in_channels=vessel.INPUTS, out_channels=len(vessel.CHANNELS))
+    net = build_vessel(cfg)
     made.append(segmentation("vessel", cfg.vessel, net, vessel.INPUTS))
     made.append(segmentation("segmenter", cfg.smart_net, build_segmenter(cfg), 2))
     made.append(_expert(cfg))

@@ -1,8 +1,11 @@
 """Which channels of a batch are annotated: everything else must neither count nor send a gradient."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def nothing(like: Tensor) -> Float[Tensor, ""]:
@@ -60,3 +63,12 @@ def mean_where(values: Float[Tensor, "..."], keep: Bool[Tensor, "..."]) -> Float
     """Mean of the kept values; zero, still differentiable, when nothing is kept."""
     kept = torch.where(keep, values, 0.0)
     return kept.sum() / keep.sum().clamp_min(1)
+
+
+def beside_of(loss: nn.Module) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What a loss can be spared: a function of a target (c, d, h, w) that the data loader may call for it.
+
+    Its result (p, d, h, w) bool, stacked over the batch, is then the fourth argument of the loss. None for
+    losses that need nothing but logits and target.
+    """
+    return getattr(loss, "beside", None)

@@ -14,7 +14,9 @@ class Refinement(nn.Module):
     arXiv:2003.04887): untrained, the channel is what the earlier net said, and training can only be spent on
     what it got wrong and on the other channels.
 
-    net: takes (b, c, d, h, w) and returns logits (b, k, d, h, w).
+    Coarser answers of a net under deep supervision are left as they are: they only teach its features.
+
+    net: takes (b, c, d, h, w) and returns logits (b, k, d, h, w), in training possibly with coarser ones.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -22,7 +24,9 @@ class Refinement(nn.Module):
         self.net = net
         self.gain = nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"]:
-        logits = self.net(inputs)
+    def forward(self, inputs: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"] | list[Tensor]:
+        out = self.net(inputs)
+        logits = out if isinstance(out, Tensor) else out[0]
         earlier = torch.logit(inputs[:, -1:], eps=STEP / 2)
-        return torch.cat([earlier + self.gain * logits[:, :1], logits[:, 1:]], dim=1)
+        refined = torch.cat([earlier + self.gain * logits[:, :1], logits[:, 1:]], dim=1)
+        return refined if isinstance(out, Tensor) else [refined, *out[1:]]

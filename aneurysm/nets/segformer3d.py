@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.nets.coarse_heads import CoarseHeads
 from aneurysm.nets.prior import start_at
 from aneurysm.nets.recomputation import recomputed
 from aneurysm.nets.segformer_blocks import (
@@ -41,6 +42,8 @@ class SegFormer3D(nn.Module):
     variant is widths (32, 64, 160, 256), depths (2, 2, 2, 2), heads (1, 2, 5, 8), decoder_width 256, norm
     batch. prior: probability that the untrained net gives everywhere. recompute: keep only what enters each
     transformer block and compute its inside again on the way back, for less memory in training.
+    deep_supervision: how many coarser answers it gives in training (see CoarseHeads), the first from the
+    fused maps at stride patch_stride, the others from the stages of twice, four times, ... that stride.
     Raises ValueError if the lists differ in length, the image has other axes or channels, or a crop is too
     small for its norm.
     """
@@ -61,6 +64,7 @@ class SegFormer3D(nn.Module):
         patch_stride: int = 4,
         prior: float | int = 0.05,
         recompute: bool = False,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         if not len(widths) == len(depths) == len(heads) == len(reductions):
@@ -94,6 +98,7 @@ class SegFormer3D(nn.Module):
             self.predict = nn.Conv3d(decoder_width, out_channels, 1)
         self.apply(_initialise)
         start_at([m for m in self.predict.modules() if isinstance(m, nn.Conv3d)][-1], prior)
+        self.coarse = CoarseHeads([decoder_width, *widths[1:]], out_channels, prior, deep_supervision)
         # Tokens and maps are then views of each other. The weights carry the layout: that of a one-channel
         # image is ambiguous.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -134,10 +139,18 @@ class SegFormer3D(nn.Module):
         _, norm, activation = self.fuse
         return activation(norm(total))
 
-    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"] | list[Tensor]:
         expect_map(f"SegFormer3D built for {self.in_channels} channel(s)", image, self.in_channels)
         self._expect_statistics(image)
-        features = self.decode(self.encode(image))
+        maps = self.encode(image)
+        features = self.decode(maps)
+        logits = self._full_resolution(image, features)
+        if not self.coarse.wanted:
+            return logits
+        strides = [self.patch_stride * 2**i for i in range(len(maps))]
+        return [logits, *self.coarse([features, *maps[1:]], image, strides)]
+
+    def _full_resolution(self, image: Tensor, features: Tensor) -> Tensor:
         if isinstance(self.predict, FullResolutionHead):
             return self.predict(image, features, self.patch_stride)
         # Channels last would take three times as long to interpolate this few channels.

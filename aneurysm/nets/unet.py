@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from monai.networks.blocks.convolutions import Convolution
+from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
+from aneurysm.nets.coarse_heads import CoarseHeads
 from aneurysm.nets.no_effect import hold
 from aneurysm.nets.prior import start_at
 from aneurysm.nets.shapes import expect_map
@@ -31,9 +33,11 @@ class UNet3D(nn.Module):
 
     widths: channels at strides 2, 4, 8, ...; residual_units: convolutions per residual block; detail_width:
     channels of the head at full resolution, 0 for no head (half the time); dropout: rate inside the blocks;
-    prior: probability that the untrained net gives everywhere.
+    prior: probability that the untrained net gives everywhere; deep_supervision: how many coarser answers it
+    gives in training, at strides 2, 4, ... (see CoarseHeads).
     Instance norm and leaky ReLU throughout, so the result for a crop does not depend on its batch.
-    Raises ValueError for fewer than two widths, or an image of other axes or channels than in_channels.
+    Raises ValueError for fewer than two widths, more coarse answers than strides, or an image of other axes
+    or channels than in_channels.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class UNet3D(nn.Module):
         detail_width: int = 4,
         dropout: float | int = 0.0,
         prior: float | int = 0.05,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) < 2:
@@ -81,18 +86,25 @@ class UNet3D(nn.Module):
                 convolution: Any = block.conv
                 hold(convolution.bias)
         start_at([m for m in self.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)][-1], prior)
+        # Of what every level but the deepest hands up: its own map beside the one from below.
+        joined = [2 * w for w in widths[:-2]] + [widths[-2] + widths[-1]]
+        self.coarse = CoarseHeads(joined, out_channels, prior, deep_supervision)
         # Twice as fast as the default layout on a CPU, and the layout tensor cores want. The weights carry
         # it: the layout of a one-channel image is ambiguous and would fall back to the slow one.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"] | list[Tensor]:
         expect_map(f"The U-Net was built for {self.in_channels} channel(s)", image, self.in_channels)
         d, h, w = image.shape[2:]
         padded = _padded(image, (self.multiple,) * 3)
-        logits = self.body(padded)
+        maps: list[Tensor] = []
+        logits = self.body(padded) if not self.coarse.wanted else _through(self.body.model, padded, maps)
         if self.head is not None:
             logits = self.head(torch.cat([padded, logits], dim=1))
-        return logits[:, :, :d, :h, :w]
+        logits = logits[:, :, :d, :h, :w]
+        if not self.coarse.wanted:
+            return logits
+        return [logits, *self.coarse(maps[::-1], image, [2**i for i in range(1, len(maps) + 1)])]
 
 
 class DynUNet3D(nn.Module):
@@ -102,10 +114,12 @@ class DynUNet3D(nn.Module):
     below, one number or one per axis (d, h, w), 2 everywhere by default; an axis of stride 1 is convolved
     with kernel 1 there, nnU-Net's way with thick slices; residual: residual blocks in place of plain pairs of
     convolutions; dropout: rate after every convolution but the last; prior: probability that the untrained
-    net gives everywhere.
+    net gives everywhere; deep_supervision: how many coarser answers it gives in training, at the levels below
+    the first (see CoarseHeads); nnU-Net has len(widths) - 2.
     Instance norm throughout, so the result for a crop does not depend on its batch.
     Raises ValueError for fewer than three widths, strides that are not one per level below the first or not
-    positive, or an image of other axes or channels than in_channels.
+    positive, more coarse answers than levels between the first and the last, or an image of other axes or
+    channels than in_channels.
     """
 
     def __init__(
@@ -117,6 +131,7 @@ class DynUNet3D(nn.Module):
         residual: bool = False,
         dropout: float | int = 0.0,
         prior: float | int = 0.05,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) < 3:
@@ -148,10 +163,15 @@ class DynUNet3D(nn.Module):
         if dropout:
             del last.adn  # MONAI drops logits too
         start_at(last.conv, prior)
+        self.coarse = CoarseHeads(widths[1:-1], out_channels, prior, deep_supervision)
+        self.strides = [
+            tuple(prod(step[axis] for step in steps[: i + 1]) for axis in range(3))
+            for i in range(len(steps) - 1)
+        ]  # of the levels between the first and the last, finest first
         # As in UNet3D. No bias has to be held: only the last convolution has one.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"] | list[Tensor]:
         expect_map(f"DynUNet3D built for {self.in_channels} channel(s)", image, self.in_channels)
         d, h, w = image.shape[2:]
         net: Any = self.body
@@ -159,9 +179,28 @@ class DynUNet3D(nn.Module):
         for down in net.downsamples:
             levels.append(down(levels[-1]))
         x = net.bottleneck(levels[-1])
+        maps: list[Tensor] = []
         for up, skip in zip(net.upsamples, reversed(levels), strict=True):
             x = up(x, skip)
-        return net.output_block(x)[:, :, :d, :h, :w]
+            maps.append(x)
+        logits = net.output_block(x)[:, :, :d, :h, :w]
+        if not self.coarse.wanted:
+            return logits
+        return [logits, *self.coarse(maps[-2::-1], image, self.strides)]
+
+
+def _through(block: Any, x: Tensor, maps: list[Tensor]) -> Tensor:
+    """What a level of MONAI's U-Net makes of x; adds what each level hands up to `maps`, deepest first."""
+    down, skip, up = block
+    own = down(x)
+    below = skip.submodule
+    joined = torch.cat([own, _through(below, own, maps) if _is_level(below) else below(own)], dim=1)
+    maps.append(joined)
+    return up(joined)
+
+
+def _is_level(block: nn.Module) -> bool:
+    return isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[1], SkipConnection)
 
 
 def _per_axis(strides: Sequence[int | Sequence[int]]) -> list[tuple[int, ...]]:

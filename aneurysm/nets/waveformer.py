@@ -199,6 +199,7 @@ class WaveFormer(nn.Module):
         refine_details, align_corners, prior: see `WaveFormerDecoder`.
         oscillators: see `Oscillators`.
         recompute: keep only what enters the transformer blocks and the decoder's parts for the backward pass.
+        deep_supervision: see `WaveFormerDecoder`.
         others: see `WaveFormerEncoder`.
     Raises:
         ValueError: settings that do not fit each other, or an image of other channels or too few voxels.
@@ -224,6 +225,7 @@ class WaveFormer(nn.Module):
         prior: float = 0.05,
         oscillators: Oscillators | None = None,
         recompute: bool = False,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = WaveFormerEncoder(
@@ -249,6 +251,7 @@ class WaveFormer(nn.Module):
             full_width,
             align_corners,
             prior,
+            deep_supervision=deep_supervision,
         )
         self.recompute = recompute
 
@@ -261,7 +264,7 @@ class WaveFormer(nn.Module):
     def recompute(self, again: bool) -> None:
         self.encoder.recompute = self.decoder.recompute = again
 
-    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"]:
+    def forward(self, image: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d h w"] | list[Tensor]:
         found = self.encoder.encode(self.encoder.patch_embed(image))
         return self.decoder(image, found.maps, found.seen)
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from aneurysm.nets.coarse_heads import CoarseHeads
 from aneurysm.nets.prior import start_at
 from aneurysm.nets.recomputation import recomputed
 from aneurysm.nets.shapes import expect_map
@@ -49,6 +50,8 @@ class WaveFormerDecoder(nn.Module):
             voxels they were made of, by up to (factor-1)/2 fine ones at the border; False keeps them there.
         prior: probability that the untrained net gives everywhere.
         recompute: keep only what enters the residual blocks and upsamplings for the backward pass.
+        deep_supervision: how many coarser answers it gives in training, from the lifted maps of the first
+            stages (see CoarseHeads).
     Raises:
         ValueError: for fewer than two stages, lists of different lengths, or strides that do not double.
     """
@@ -64,6 +67,7 @@ class WaveFormerDecoder(nn.Module):
         align_corners: bool = True,
         prior: float = 0.05,
         recompute: bool = False,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) < 2 or len(widths) != len(strides):
@@ -95,6 +99,7 @@ class WaveFormerDecoder(nn.Module):
         self.mix_full = residual_block(2 * full, full)
         self.predict = nn.Conv3d(full, out_channels, 1)
         start_at(self.predict, prior)
+        self.coarse = CoarseHeads(widths[:-1], out_channels, prior, deep_supervision)
 
     def _expect(self, image: Tensor, maps: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
         owner, stages = "WaveFormer decoder", len(self.widths)
@@ -121,8 +126,8 @@ class WaveFormerDecoder(nn.Module):
 
     def forward(
         self, image: Float[Tensor, "b i d h w"], maps: Sequence[Tensor], seen: Sequence[Tensor]
-    ) -> Float[Tensor, "b o d h w"]:
-        """Logits of an image (b, in_channels, d, h, w).
+    ) -> Float[Tensor, "b o d h w"] | list[Tensor]:
+        """Logits of an image (b, in_channels, d, h, w), in training followed by the coarse ones.
 
         Args:
             image: normalised intensities.
@@ -144,7 +149,8 @@ class WaveFormerDecoder(nn.Module):
         d, h, w = image.shape[2:]
         full = self.to_full(torch.cat([*parts, lifted[0]], dim=1))[:, :, :d, :h, :w]
         full = torch.cat([full, self._run(self.image_path, image)], dim=1)
-        return self.predict(self._run(self.mix_full, full))
+        logits = self.predict(self._run(self.mix_full, full))
+        return [logits, *self.coarse(lifted, image, self.strides)] if self.coarse.wanted else logits
 
     def _run(self, part: nn.Module, *inputs: Any) -> Tensor:
         return recomputed(part, *inputs) if self.recompute else part(*inputs)

@@ -18,6 +18,7 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.preemption import deferred
 from aneurysm.runs.progress import PlainProgress, ProgressFile
 from aneurysm.runs.record import log_of
+from aneurysm.runs.settings import ema
 from aneurysm.runs.step_seeds import StepSeeds
 from aneurysm.runs.strategy import is_sharded, placement
 from aneurysm.stages.processes import barrier, rank
@@ -80,8 +81,8 @@ def fit(
             Checkpoints(files, request, cfg.checkpoint.every_minutes, cfg.checkpoint.every_steps),
             ProgressFile(run),
         ]
-        if cfg.ema is not None and module.automatic_optimization:
-            callbacks.append(AveragedWeights(float(cfg.ema)))
+        if (decay := ema(cfg, run.stage)) is not None and module.automatic_optimization:
+            callbacks.append(AveragedWeights(decay))
         if cfg.trainer.progress == "lines" or (cfg.trainer.progress == "auto" and not terminal):
             callbacks.append(PlainProgress(run))
         trainer = Trainer(

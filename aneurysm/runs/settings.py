@@ -42,6 +42,7 @@ _GRAPH_KEYS = (
     "min_distance_mm",
     "node_spacing_mm",
 )
+_OWN_EMA = {"vessel": "vessel", "segmenter": "smart_net", "smart_net": "smart_net"}  # stage -> its settings
 STRATEGIES = ("one", "ddp", "fsdp")  # how several processes train together
 _ALWAYS = ("prepare", "folds", "fold_seed", "seed")
 _NO_EFFECT = frozenset({"root", "meshes", "jobs", "workers", "overlap", "recompute"})
@@ -94,12 +95,21 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     if stage in WEIGHTS_FORMAT:
         chosen["weights_format"] = WEIGHTS_FORMAT[stage]
     chosen["precision"] = plain["trainer"]["precision"]
-    if plain["ema"] is not None and stage != "stacker":  # trees have no weights to average
-        chosen["ema"] = plain["ema"]
+    for node in _OWN_EMA.values():
+        if node in chosen:
+            chosen[node] = {k: v for k, v in chosen[node].items() if k != "ema"}
+    if (decay := ema(cfg, stage)) is not None and stage != "stacker":  # trees have no weights to average
+        chosen["ema"] = decay
     # `batch` is that of one process: more of them make a larger batch, and another result.
     if stage != "stacker" and (count := processes(cfg.trainer)) > 1:
         chosen["processes"] = count
     return _without(chosen)
+
+
+def ema(cfg: DictConfig, stage: str) -> float | None:
+    """Decay per step of the average of a stage's weights, None for no average."""
+    decay = cfg[_OWN_EMA[stage]].ema if stage in _OWN_EMA else cfg.ema
+    return None if decay is None else float(decay)
 
 
 def processes(trainer: DictConfig) -> int:

@@ -6,9 +6,16 @@ memory or from one on disk, and pads what lies outside the scan.
 
 import numpy as np
 
+from aneurysm.data.labels import UNNAMED_VESSEL, VESSEL_LABEL
 from aneurysm.data.preparation.prepared import Index, StoredList, box_of
 from aneurysm.stages.stored import AnyCase, Probabilities, StoredProbabilities
 from aneurysm.stages.volumes import POINT_LESION_RADIUS_MM, ball_voxels
+
+
+def network_volume(case: AnyCase) -> np.ndarray:
+    """`network_image` of a case that may lie on disk."""
+    image = case.box("image", (0, 0, 0), case.grid.shape)
+    return -image if case.modality == "T2" else image
 
 
 def network_patch(case: AnyCase, start: np.ndarray, size: int) -> np.ndarray:
@@ -27,6 +34,35 @@ def vessel_patch(case: AnyCase, start: np.ndarray, size: int) -> np.ndarray | No
     if "aneurysm" in case.masks:
         lumen |= case.box("aneurysm", _index(start), _cube(size)) > 0
     return lumen
+
+
+def vessel_volume(case: AnyCase) -> np.ndarray | None:
+    """`vessel_target` of a case that may lie on disk."""
+    if "vessel" not in case.masks:
+        return None
+    lumen = case.box("vessel", (0, 0, 0), case.grid.shape) > 0
+    if "aneurysm" in case.masks:
+        lumen |= case.box("aneurysm", (0, 0, 0), case.grid.shape) > 0
+    return lumen
+
+
+def artery_patch(case: AnyCase, start: np.ndarray, size: int) -> np.ndarray | None:
+    """A cube of vessel labels, uint8; UNNAMED_VESSEL where the lumen of `vessel_patch` has no name.
+
+    A sac that the vessel labels leave out has the name of its lesion's location.
+    """
+    if "vessel" not in case.masks:
+        return None
+    labels = case.box("vessel", _index(start), _cube(size))
+    if "aneurysm" not in case.masks:
+        return labels
+    sac = case.box("aneurysm", _index(start), _cube(size))
+    names = np.full(256, UNNAMED_VESSEL, np.uint8)
+    names[0] = 0
+    for k, lesion in enumerate(case.lesions, start=1):
+        if lesion.location is not None and k < 256:
+            names[k] = VESSEL_LABEL[lesion.location]
+    return np.where(labels > 0, labels, names[sac])
 
 
 def aneurysm_patch(case: AnyCase, start: np.ndarray, size: int) -> np.ndarray | None:

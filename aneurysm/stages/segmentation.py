@@ -1,8 +1,10 @@
 """Training a segmentation network on random patches: shared by the vessel net and the Smart Net."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,44 +13,56 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.augment import Augmentation, change_intensity, move
+from aneurysm.data.labels import UNNAMED_VESSEL, VESSEL_LABEL, mirrored_vessel_labels
 from aneurysm.global_batch import gather
+from aneurysm.losses.deep_supervision import DeepSupervision
 from aneurysm.stages.draws import DrawnBatches, drawn_batches
 from aneurysm.stages.patches import (
     aneurysm_patch,
-    aneurysm_voxels,
+    artery_patch,
     network_patch,
     probability_patch,
     vessel_patch,
-    vessel_voxels,
 )
 from aneurysm.stages.processes import rank, world
+from aneurysm.stages.sampling import Sampling
 from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.stored import AnyCase, case_at, fit_in_memory, opened, probabilities_at
+from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at
 from aneurysm.stages.workers import in_workers
 
-Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, c, d, h, w), targets (b, k, d, h, w), known (b, k) bool
+# inputs (b, c, d, h, w), targets (b, k, d, h, w), known (b, k) bool; for some losses also what they want
+# drawn beside the targets, (b, p, d, h, w) bool
+Batch = tuple[Tensor, ...]
 # Structures are named by shape, not by side, so every flip gives a plausible patch.
 AUGMENTATION = Augmentation(flip_chance=0.5)
-# How a structure's patch is cut, and where its voxels are.
-TARGETS = {"vessel": (vessel_patch, vessel_voxels), "aneurysm": (aneurysm_patch, aneurysm_voxels)}
+TARGETS = {"vessel": vessel_patch, "aneurysm": aneurysm_patch}  # how a structure's patch is cut
 
 
 class SegmentationModule(StageModule):
-    """Fits a voxel classifier with one sigmoid channel per structure; unknown channels do not count."""
+    """Fits a voxel classifier with one sigmoid channel per structure; unknown channels do not count.
+
+    Coarser answers that a net gives in training (deep supervision) are compared as well.
+    """
 
     def __init__(
         self, net: nn.Module, loss: nn.Module, lr: float, weight_decay: float, total_steps: int
     ) -> None:
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net, self.loss = net, DeepSupervision(loss)
         self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
 
     def _step(self, batch: Batch, split: str) -> Tensor:
-        inputs, target, known = batch
+        inputs, *truth = batch
+        answers = self.net(inputs)
+        levels = [answers] if isinstance(answers, Tensor) else list(answers)
         # Overlap is counted over the whole batch, of which this process may hold a part.
-        logits, target, known = gather(self.net(inputs), target, known)
-        loss, terms = self.loss(logits, target, known)
-        return log_step(self, StepOutput(loss, terms), split, len(target))
+        gathered = gather(*levels, *truth)
+        output = self.compare(list(gathered[: len(levels)]), *gathered[len(levels) :])
+        return log_step(self, output, split, len(gathered[0]))
+
+    def compare(self, levels: list[Tensor], target: Tensor, known: Tensor, *beside: Tensor) -> StepOutput:
+        """The loss of answers, finest first, against what is known."""
+        return StepOutput(*self.loss(levels, target, known, *beside))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         return self._step(batch, "train")
@@ -74,7 +88,11 @@ class SegmentationData(LightningDataModule):
         channels: what to segment, names in TARGETS.
         upstream: vessel probabilities by series, given as a second input channel.
         augmentation: of training patches.
-        foreground: share of patches centred on the rarest annotated structure of the scan.
+        sampling: where patches are cut.
+        beside: what the loss wants drawn beside every target (`losses.present.beside_of`).
+        arteries: after `channels`, one for each of the 13 arteries; unknown in patches with a vessel that has
+            no name. Patches are then mirrored left to right, with the names, but not turned upside down or
+            back to front: no artery of that place would have its name.
     """
 
     def __init__(
@@ -85,19 +103,22 @@ class SegmentationData(LightningDataModule):
         patch: int,
         batch: int,
         steps: int,
-        foreground: float,
+        sampling: Sampling,
         seed: int,
         workers: int = 0,
         upstream: dict[str, Path] | None = None,
         augmentation: Augmentation = AUGMENTATION,
+        beside: Callable[[np.ndarray], np.ndarray] | None = None,
+        arteries: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.held_out, self.channels = list(train), list(held_out), channels
         # Here and not in the dataset, which is made anew for every epoch: this opens every file.
         self.train_groups, self.held_out_groups = by_modality(self.train), by_modality(self.held_out)
-        self.patch, self.batch, self.steps, self.foreground = patch, batch, steps, foreground
+        self.patch, self.batch, self.steps, self.sampling = patch, batch, steps, sampling
         self.seed, self.workers, self.upstream = seed, workers, upstream
-        self.augmentation = augmentation
+        self.beside, self.arteries = beside, arteries
+        self.augmentation = replace(augmentation, flip_chance=0.0) if arteries else augmentation
         self.whole = fit_in_memory([*self.train, *self.held_out], 0 if upstream is None else 1, workers)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -106,6 +127,8 @@ class SegmentationData(LightningDataModule):
             self, self.train_groups, self.batch * self.steps, (self.seed, epoch), augment=True
         )
         batches = drawn_batches(self.trainer, self.steps if self.train else 0, self.batch)
+        if self.workers:
+            self.sampling.look_up([*self.train, *self.held_out])
         return DataLoader(patches, batch_sampler=batches, **in_workers(self.workers))
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -143,31 +166,31 @@ class PatchDataset(Dataset):
         group = self.groups[int(rng.integers(len(self.groups)))]
         path = group[int(rng.integers(len(group)))]
         case, size = case_at(path, self.data.whole), self.data.patch
-        start = self._centre(case, rng) - size // 2
+        start = self.data.sampling.centre(case, path, rng) - size // 2
         inputs = [network_patch(case, start, size)]
         if self.data.upstream is not None:
             vessel = probabilities_at(self.data.upstream[case.series_uid], self.data.whole)
             inputs.append(probability_patch(vessel, "vessel", start, size))
-        targets = [TARGETS[name][0](case, start, size) for name in self.data.channels]
+        targets = [TARGETS[name](case, start, size) for name in self.data.channels]
+        if self.data.arteries:
+            targets.append(artery_patch(case, start, size))
         empty = np.zeros((size, size, size), bool)
-        masks = [empty if t is None else t for t in targets]
+        masks = [(empty if t is None else t).astype(np.uint8) for t in targets]
+        mirrored = False
         if self.augment:
             plan = self.data.augmentation.draw(rng, case.modality)
             inputs = [move(volume, plan, order=1) for volume in inputs]
             inputs[0] = change_intensity(inputs[0], plan)
-            masks = [move(mask.astype(np.uint8), plan, order=0) for mask in masks]
-        return (
-            torch.from_numpy(np.stack(inputs).astype(np.float32)),
-            torch.from_numpy(np.stack(masks).astype(np.float32)),
-            torch.tensor([t is not None for t in targets]),
-        )
-
-    def _centre(self, case: AnyCase, rng: np.random.Generator) -> np.ndarray:
-        shape = case.grid.shape
-        if rng.random() < self.data.foreground:
-            # The last channel that has any voxel is the rarest one.
-            for name in reversed(self.data.channels):
-                voxels = TARGETS[name][1](case)
-                if voxels is not None and len(voxels):
-                    return np.array(np.unravel_index(int(voxels[int(rng.integers(len(voxels)))]), shape))
-        return np.array([int(rng.integers(n)) for n in shape])
+            masks = [move(mask, plan, order=0) for mask in masks]
+            mirrored = plan.mirror
+        known = [t is not None for t in targets]
+        if self.data.arteries:
+            labels, named = masks.pop(), known.pop() and not (targets[-1] == UNNAMED_VESSEL).any()
+            labels = mirrored_vessel_labels(labels) if mirrored else labels
+            masks += [labels == label for label in VESSEL_LABEL]
+            known += [named] * len(VESSEL_LABEL)
+        target = np.stack(masks).astype(np.float32)
+        drawn: list[Any] = [np.stack(inputs).astype(np.float32), target, np.array(known)]
+        if self.data.beside is not None:
+            drawn.append(self.data.beside(target))
+        return tuple(map(torch.from_numpy, drawn))

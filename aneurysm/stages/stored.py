@@ -82,6 +82,23 @@ def read_probabilities(path: Path) -> dict[str, np.ndarray]:
     return _memory.get(path, lambda: opened_probabilities(path).load())
 
 
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """Store a label volume (d, h, w) uint8, atomically."""
+    write_arrays(path, {"labels": np.ascontiguousarray(labels, dtype=np.uint8)}, {})
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read a label volume back, (d, h, w) uint8.
+
+    Raises:
+        ReadError: it is not there, or damaged.
+    """
+    try:
+        return open_arrays(path).read("labels")
+    except ReadError as error:
+        raise ReadError(f"{error} Run the stage that writes it again with force=true.") from error
+
+
 @lru_cache(maxsize=16384)
 def opened_probabilities(path: Path) -> "StoredProbabilities":
     """Open probability volumes without reading them.

@@ -5,25 +5,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from aneurysm.build import build
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.evaluation.segmentation import overlap
+from aneurysm.losses.present import beside_of
 from aneurysm.stages.processes import from_first, gathered_by_first, shared
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.vessels.lumen_rule import LumenRule
 
 
-def patch_settings(cfg: Any, s: Any) -> dict[str, Any]:
-    """Settings of the patches that a segmentation stage trains on."""
+def patch_settings(cfg: Any, s: Any, loss: nn.Module) -> dict[str, Any]:
+    """Settings of the patches that a segmentation stage trains on, for this loss."""
     return {
         "patch": s.patch,
         "batch": s.batch,
         "steps": s.steps,
-        "foreground": s.foreground,
+        "sampling": build(s.sampling),
         "seed": cfg.seed,
         "workers": cfg.trainer.workers,
         "augmentation": build(s.augmentation),
+        "beside": beside_of(loss),
     }
 
 

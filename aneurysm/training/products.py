@@ -30,6 +30,11 @@ def product_path(run: StageRun, uid: str) -> Path:
     return run.folder / "products" / f"{uid}{SUFFIX}"
 
 
+def artery_path(run: StageRun, uid: str) -> Path:
+    """Where a vessel run that names arteries keeps their labels."""
+    return run.folder / "products" / "arteries" / f"{uid}{SUFFIX}"
+
+
 def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
     """Out-of-fold lumen and sac probabilities of a scan."""
     return read_probabilities(product_path(experiment.run("segmenter", experiment.fold_of[uid]), uid))

@@ -31,10 +31,11 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         for uid in experiment.prepared
     }
     net = build_segmenter(cfg)
-    module = smart_net.SegmenterModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
+    loss = build(cfg.loss)
+    module = smart_net.SegmenterModule(net, loss, s.lr, s.weight_decay, s.epochs * s.steps)
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
     data = smart_net.SegmenterData(
-        experiment.paths(training), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s)
+        experiment.paths(training), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s, loss)
     )
     fit(run, module, data, s.epochs, cfg)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.build import build, view_settings
+from aneurysm.build import build, build_vessel, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -16,21 +16,28 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import vessel
 from aneurysm.stages.processes import gathered, rank, shared
-from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
+from aneurysm.stages.stored import read_probabilities, remembered, write_labels, write_probabilities
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
 from aneurysm.training.pictures import mask_pictures
-from aneurysm.training.products import WEIGHTS, product_path, save_weights
+from aneurysm.training.products import WEIGHTS, artery_path, product_path, save_weights
 
 
 def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     """Recall-first vessel net; leaves a probability volume per held-out scan."""
     cfg, s = experiment.cfg, experiment.cfg.vessel
     seed_weights(cfg.seed, run)
-    net = build(s.net, in_channels=vessel.INPUTS, out_channels=len(vessel.CHANNELS))
-    module = vessel.VesselModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
+    net, loss, arteries = build_vessel(cfg), build(cfg.loss), vessel.names_arteries(s.classes)
+    module = vessel.VesselModule(
+        net, loss, s.lr, s.weight_decay, s.epochs * s.steps, artery_weight=s.artery_weight
+    )
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
-    data = vessel.VesselData(experiment.paths(training), experiment.paths(held_out), **patch_settings(cfg, s))
+    data = vessel.VesselData(
+        experiment.paths(training),
+        experiment.paths(held_out),
+        arteries=arteries,
+        **patch_settings(cfg, s, loss),
+    )
     if not data.train:
         raise UserError(
             f"vessel fold {run.fold}: no training scan has a vessel mask (segmentations/<uid>_cowseg.nii). "
@@ -46,9 +53,13 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     rows = []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
-        probability = segmented(case)
+        probability, labels = vessel.vessels_and_names([net], case, view_settings(s), arteries)
         write_probabilities(product_path(run, uid), {"vessel": probability})
-        rows.append(overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
+        row = overlap_row(uid, rule(probability, case.grid), vessel_target(case))
+        if labels is not None:
+            write_labels(artery_path(run, uid), labels)
+            row["artery_accuracy"] = vessel.artery_accuracy(labels, case)
+        rows.append(row)
     table = pd.DataFrame(gathered(rows))
     if rank() == 0:
         with replacing(run.folder / "overlap.csv") as part:

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from aneurysm.losses.cbdice import CbDiceLoss
 from aneurysm.losses.cldice import ClDiceLoss, SkeletonRecallLoss
+from aneurysm.losses.deep_supervision import DeepSupervision
 from aneurysm.losses.dice_ce import DiceCELoss, DiceLoss
 from aneurysm.losses.present import known_channels
 from aneurysm.losses.tversky import FocalTverskyLoss, TverskyLoss
+from aneurysm.losses.weighted_sum import WeightedSum
 
 LOSSES = [
     TverskyLoss(),
@@ -20,6 +23,9 @@ LOSSES = [
     DiceCELoss(),
     ClDiceLoss(),
     SkeletonRecallLoss(),
+    CbDiceLoss(),
+    WeightedSum({"tversky": TverskyLoss(ce_weight=1.0), "recall": SkeletonRecallLoss()}, {"recall": 0.5}),
+    DeepSupervision(DiceCELoss()),
 ]
 
 
@@ -69,6 +75,34 @@ def test_better_predictions_cost_less_and_losses_stay_positive(loss: nn.Module) 
     _, target = batch()
     values = [float(loss(sharpness * (2 * target - 1), target)[0]) for sharpness in (0.5, 2.0, 8.0)]
     assert values[0] > values[1] > values[2] >= 0
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_gradients_are_those_of_the_formula(loss: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    target = torch.zeros(2, 1, 4, 5, 4, dtype=torch.float64)
+    target[0, :, 1:3, 1:4, 1:3] = 1
+    logits = torch.randn(target.shape, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, target)[0], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_bfloat16_logits_are_counted_in_full_precision(loss: nn.Module) -> None:
+    logits, target = batch()
+    logits = logits.bfloat16()
+    value, _ = loss(logits, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.float(), target)[0])
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_a_patch_without_vessels_is_finite_and_pushes_down(loss: nn.Module) -> None:
+    logits = torch.full((1, 1, 8, 8, 8), -1.0, requires_grad=True)
+    value, _ = loss(logits, torch.zeros(1, 1, 8, 8, 8))
+    value.backward()
+    assert (
+        torch.isfinite(value) and logits.grad is not None and (logits.grad >= 0).all() and logits.grad.any()
+    )
 
 
 def test_half_precision_counts_a_large_volume() -> None:

@@ -94,6 +94,15 @@ NETS = {
         lambda: WaveFormer(1, 2, 12, heads=(1, 2, 4, 8), multi_scale=True, full_width=4),
         lambda: image(1, 32, 21, 16),
     ),
+    "unet_deep": Case(lambda: UNet3D(2, 2, (4, 8, 8), deep_supervision=2), lambda: image(2, 13, 16, 8)),
+    "dynunet_deep": Case(lambda: DynUNet3D(2, 2, (4, 8, 8), deep_supervision=1), lambda: image(2, 13, 16, 8)),
+    "segformer_deep": Case(
+        lambda: SegFormer3D(1, 2, **SEGFORMER, deep_supervision=2), lambda: image(1, 32, 21, 16)
+    ),
+    "waveformer_deep": Case(
+        lambda: WaveFormer(1, 2, 12, heads=(1, 2, 4, 8), full_width=4, deep_supervision=2),
+        lambda: image(1, 32, 21, 16),
+    ),
     "akorn": Case(lambda: AkornBlock(8, 4, 32, steps=3, grid=4, alpha=0.1), lambda: image(8, 6, 5, 4)),
     "akorn_odd": Case(
         lambda: AkornBlock(8, 3, 32, steps=3, grid=4, alpha=0.1, connectivity="conv"),

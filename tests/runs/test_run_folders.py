@@ -40,6 +40,11 @@ def keys(tmp_path, *overrides):
         ("stacker.rounds=9", {"stacker"}),
         ("seed=1", {"pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"}),
         ("ema=0.99", {"pretrain", "vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("vessel.ema=0.99", {"vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("smart_net.ema=0.99", {"segmenter", "smart_net", "expert", "stacker"}),
+        ("vessel.classes=arteries", {"vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("vessel.sampling.thin=0.05", {"vessel", "segmenter", "smart_net", "expert", "stacker"}),
+        ("smart_net.net.deep_supervision=1", {"segmenter", "smart_net", "expert", "stacker"}),
         ("checkpoint.every_steps=1", set()),
         ("fold=1", set()),
         ("logger=wandb", set()),
@@ -51,6 +56,13 @@ def keys(tmp_path, *overrides):
 def test_a_setting_moves_only_the_stages_that_depend_on_it(tmp_path, override, changed):
     before, after = keys(tmp_path), keys(tmp_path, override)
     assert {s for s in before if before[s] != after[s]} == changed
+
+
+def test_a_stage_may_have_an_average_of_its_own(tmp_path):
+    own = keys(tmp_path, "ema=0.99", "vessel.ema=0.999")
+    assert own["pretrain"] == keys(tmp_path, "ema=0.99")["pretrain"]
+    assert own["vessel"] == keys(tmp_path, "vessel.ema=0.999")["vessel"]
+    assert keys(tmp_path, "ema=0.99", "vessel.ema=null")["vessel"] == keys(tmp_path)["vessel"]
 
 
 def test_without_pretraining_the_expert_does_not_depend_on_it(tmp_path):

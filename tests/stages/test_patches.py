@@ -21,6 +21,7 @@ from aneurysm.stages.patches import (
     vessel_voxels,
 )
 from aneurysm.stages.pretrain import CropDataset
+from aneurysm.stages.sampling import Sampling
 from aneurysm.stages.segmentation import PatchDataset, SegmentationData
 from aneurysm.stages.volumes import aneurysm_target, network_image, vessel_target
 
@@ -116,7 +117,7 @@ def test_training_data_do_not_depend_on_where_they_are_read(tmp_path, paths, mon
         monkeypatch.setattr(stored, "_memory", memory)
         data = SegmentationData(
             list(paths.values()), [], ("vessel", "aneurysm"), patch=16, batch=2, steps=4,
-            foreground=0.7, seed=3, upstream=upstream,
+            sampling=Sampling(vessel=0.2, thin=0.2, sac=0.3, bright=0.2), seed=3, upstream=upstream,
         )  # fmt: skip
         assert data.whole == whole
         patches = PatchDataset(data, data.train_groups, 8, (3, 0), augment=True)
