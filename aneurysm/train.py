@@ -14,6 +14,7 @@ from rich.table import Table
 
 from aneurysm.build import try_networks
 from aneurysm.bundle import write_bundle
+from aneurysm.data.labels import MODALITIES
 from aneurysm.data.tables import CANDIDATES, SCANS
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
@@ -184,13 +185,18 @@ def training_curves(run: StageRun) -> list[TrainingCurve]:
 
 def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:
     found = {name for f in figures for name, value in f.items() if isinstance(value, float | int)}
-    names = sorted(name for name in found if not name.startswith("peak_"))  # for the record, not for reading
+    names = sorted(name for name in found if not _for_the_record(name))
     table = Table("fold", *names, "folder", title=stage)
     for fold, one in zip(experiment.chosen_folds, figures, strict=True):
         table.add_row(
             str(fold), *(_number(one.get(n)) for n in names), str(experiment.run(stage, fold).folder)
         )
     Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _for_the_record(name: str) -> bool:
+    """Whether a figure is kept in done.json but would only make the table of a stage too wide."""
+    return name.startswith(("peak_", "rule_", "recall_", "betti")) or name.rsplit("/", 1)[-1] in MODALITIES
 
 
 def _print_all(evaluation: Evaluation, places: dict[str, Path]) -> None:

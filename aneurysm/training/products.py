@@ -20,7 +20,7 @@ from aneurysm.stages.findings import Finding, list_findings
 from aneurysm.stages.processes import rank
 from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
 from aneurysm.vessels.graph import VesselGraph
-from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
 WEIGHTS = "weights.safetensors"
 
@@ -35,16 +35,20 @@ def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
     return read_probabilities(product_path(experiment.run("segmenter", experiment.fold_of[uid]), uid))
 
 
-def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
-    """What is lumen for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
+def lumen_rules(experiment: Experiment, fold: int) -> LumenRules:
+    """What is lumen for the graph: as set, or as chosen with the segmenter of a fold."""
     if (threshold := experiment.cfg.smart_net.threshold) is not None:
-        return LumenRule(float(threshold), float(threshold))
-    done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
+        return LumenRules(LumenRule(float(threshold), float(threshold)))
+    done = experiment.run("segmenter", fold).finished()
     if done is None:
-        raise UserError(
-            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=segmenter."
-        )
-    return LumenRule(float(done["threshold"]), float(done["core"]))
+        raise UserError(f"The segmenter of fold {fold} is not finished. Run stage=segmenter.")
+    return LumenRules.from_figures(done)
+
+
+def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
+    """What is lumen in this scan, by the segmenter that had not seen it."""
+    modality = opened(experiment.prepared[uid]).modality
+    return lumen_rules(experiment, experiment.fold_of[uid]).of(modality)
 
 
 def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bool = False) -> list[Finding]:

@@ -38,7 +38,7 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     if not data.train:
         raise UserError(
             f"smart_net fold {run.fold}: every vessel mask of the training scans is empty: no graph. "
-            "Train the segmenter longer (smart_net.epochs) or lower smart_net.target_recall's threshold."
+            "Train the segmenter longer (smart_net.epochs), or lower smart_net.precision or .threshold."
         )
     seed_weights(cfg.seed, run)
     nodes: Any = torch.cat([d.x for d in data.train if d.x is not None])
