@@ -19,7 +19,7 @@ from aneurysm.data.scan import Grid
 LEVELS = 255  # probabilities are compared in these steps, which is how they are stored
 CORE_MM3 = 30.0  # of sure voxels in a piece: some 10 mm of a vessel 2 mm wide
 LOWEST = 4  # level below which no threshold is looked for: a net that needs it would mark the whole head
-CORES = (128, 166, 204, 230, 242, 250)  # levels from which a voxel may count as sure
+CORES = (26, 51, 89, 128, 166, 204, 230, 242, 250)  # levels from which a voxel may count as sure
 _AHEAD = np.array([s for s in product((-1, 0, 1), repeat=3) if s > (0, 0, 0)])  # (13, 3) half the neighbours
 _STEPS = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)
 

@@ -154,8 +154,8 @@ def choose_rule(
             return _choice(known, int(best.argmax()), left_out, met=True)
     allowed = _precise(known, precision)
     recall = np.mean([scan.recall for scan in known], axis=0)
-    if not allowed.any():  # nothing is ever marked, or everything is noise: half of all that can be told
-        return _choice(known, int(np.ravel_multi_index((CORES.index(128), 128), recall.shape)), 0, met=False)
+    if not allowed.any():
+        return _choice(known, _purest(known), 0, met=False)
     dice = np.mean([scan.dice for scan in known], axis=0)
     best = np.where(allowed, recall + 1e-6 * dice, -np.inf)  # of equal recalls, the better Dice
     return _choice(known, int(best.argmax()), 0, met=False)
@@ -208,6 +208,18 @@ def _precise(scans: Sequence[RuleCounts], precision: float) -> np.ndarray:
     level = np.arange(LEVELS + 1)  # a threshold above its core would be the rule of another core
     usable = (level < LEVELS) & (level <= np.array(CORES)[:, None])
     return usable & (marked > 0) & (hits >= precision * marked)
+
+
+def _purest(scans: Sequence[RuleCounts]) -> int:
+    """Where nothing is precise: the most precise of the rules that find a tenth of the lumen."""
+    hits = np.sum([scan.hits for scan in scans], axis=0)
+    marked = np.sum([scan.marked for scan in scans], axis=0)
+    usable = _precise(scans, 0.0)
+    found = usable & (hits >= 0.1 * sum(scan.lumen for scan in scans))
+    if not usable.any():  # nothing is ever marked
+        return int(np.ravel_multi_index((CORES.index(128), 128), hits.shape))
+    share = hits / np.maximum(marked, 1)
+    return int(np.where(found if found.any() else usable, share, -np.inf).argmax())
 
 
 def _lower_bound(recalls: Sequence[np.ndarray], confidence: float) -> np.ndarray:
