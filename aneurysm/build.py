@@ -12,6 +12,7 @@ from aneurysm.nets.refinement import Refinement
 from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
 from aneurysm.stages.volumes import View
+from aneurysm.vessels.repair import VesselRules
 
 
 def absent() -> None:
@@ -99,7 +100,9 @@ def boosting(cfg: DictConfig) -> Boosting:
 
 def graph_settings(s: DictConfig) -> GraphSettings:
     """Settings of the vessel graph and its candidates."""
-    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm))
+    # Bundles of before only dropped crumbs and filled holes.
+    rules = build(s.repair) if "repair" in s else VesselRules(gap_mm=0.0, sac_mm=0.0)
+    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), rules)
 
 
 def view_settings(s: DictConfig) -> View:

@@ -7,7 +7,7 @@ can only build classes of this package.
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Detection:
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
     sac: np.ndarray  # (d, h, w) expert's sac probability around the candidates
     labels: np.ndarray  # (14,) probabilities in submission order
+    repairs: dict[str, float] = field(default_factory=dict)  # what was mended in the lumen mask for the graph
 
 
 class Detector:
@@ -136,14 +137,15 @@ class Detector:
         parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
-        graph = smart_net.vessel_graph(probability, rule, case.grid, settings)
+        mended = smart_net.graph_mask(probability, rule, case.grid, settings)
+        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
         found = smart_net.candidates(graph, scores, probability, case.grid, settings)
         rows = smart_net.candidate_rows(scan.series_uid, found, fold=-1)
         candidates, sac = self._judge(case, probability, rule, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})
         labels = self.trees.probabilities(table)[0]
-        return Detection(scan, case, probability, rule, graph, scores, candidates, sac, labels)
+        return Detection(scan, case, probability, rule, graph, scores, candidates, sac, labels, mended.row())
 
     def _judge(
         self,

@@ -30,6 +30,7 @@ from aneurysm.runs.record import mention_offline_runs
 from aneurysm.runs.settings import READS, pretrains
 from aneurysm.stages.processes import from_first, rank
 from aneurysm.stages.stored import opened, remembered
+from aneurysm.training.masks import read_overlap
 from aneurysm.training.order import run_stage
 from aneurysm.training.products import expert_table, lumen_rule, segmentation_of
 
@@ -110,8 +111,9 @@ def evaluate(experiment: Experiment) -> Evaluation:
             for k in experiment.folds
         ]
     )
-    vessel = pd.concat(
-        [pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds]
+    vessel, graph_mask = (
+        pd.concat([read_overlap(experiment.run(stage, k)) for k in experiment.folds])
+        for stage in ("vessel", "segmenter")
     )
     lesions = {uid: list(opened(path).lesions) for uid, path in experiment.prepared.items()}
     return evaluate_scans(
@@ -121,6 +123,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         lesions={uid: found for uid, found in lesions.items() if found},
         candidates=candidates,
         vessel=vessel,
+        graph_mask=graph_mask,
         seed=int(experiment.cfg.seed),
     )
 

@@ -83,7 +83,7 @@ def vessel_figures(
         if mask is not None and mask.shape != grid.shape:
             raise ValueError(f"The {name} {mask.shape} does not lie on the grid {grid.shape}.")
     found = np.asarray(predicted) != 0
-    count, centre, half = _aneurysms_inside(found, grid, lesions, sacs)
+    count, centre, half = aneurysms_inside(found, grid, lesions, sacs)
     unknown = float("nan")
     if truth is None:
         nothing = {column: unknown for *_, column in RADIUS_BINS}
@@ -152,7 +152,7 @@ def _recall_by_radius(
     return shares
 
 
-def _aneurysms_inside(
+def aneurysms_inside(
     found: np.ndarray, grid: Grid, lesions: Sequence[Lesion], sacs: np.ndarray | None
 ) -> tuple[int, int, int]:
     """Aneurysms, those whose centre voxel is in the mask, those with half of their voxels in it."""

@@ -41,6 +41,7 @@ _GRAPH_KEYS = (
     "max_candidates",
     "min_distance_mm",
     "node_spacing_mm",
+    "repair",
 )
 STRATEGIES = ("one", "ddp", "fsdp")  # how several processes train together
 _ALWAYS = ("prepare", "folds", "fold_seed", "seed")

@@ -151,6 +151,11 @@ def write_overlap(run: StageRun, rows: list[dict[str, Any]]) -> tuple[pd.DataFra
     return table, mean_figures(table)
 
 
+def read_overlap(run: StageRun) -> pd.DataFrame:
+    """What `write_overlap` kept."""
+    return OVERLAP.conform(pd.read_csv(run.read_product(OVERLAP_FILE)))
+
+
 def mean_figures(table: pd.DataFrame) -> dict[str, float]:
     """Means over the scans where anything is known; some of each modality too, as `dice/CTA`.
 

@@ -1,5 +1,6 @@
 """What the stages leave in their run folders, read back."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,35 @@ def save_weights(path: Path, net: nn.Module) -> None:
         save_file(state, part)
 
 
+def _graph_path(experiment: Experiment, uid: str) -> Path:
+    return experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+
+
+def _repairs_path(graph: Path) -> Path:
+    return graph.with_suffix(".repairs.json")
+
+
+def repairs_of(experiment: Experiment, uids: list[str]) -> pd.DataFrame:
+    """What was mended in the masks of these scans before they became graphs, one row each."""
+    rows = [json.loads(_repairs_path(_graph_path(experiment, uid)).read_text()) for uid in uids]
+    modality = [opened(experiment.prepared[uid]).modality for uid in uids]
+    table = pd.DataFrame(rows)
+    table.insert(0, "modality", modality)
+    table.insert(0, "series_uid", uids)
+    return table
+
+
 def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
     """A scan's graph, built on first use and kept beside the folds of the stage."""
     case = opened(experiment.prepared[uid])
-    path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+    path = _graph_path(experiment, uid)
     if not path.is_file():
         rule = lumen_rule(experiment, uid)
-        graph = smart_net.vessel_graph(segmentation_of(experiment, uid), rule, case.grid, settings)
-        with replacing(path) as part:
+        probability = segmentation_of(experiment, uid)
+        mended = smart_net.graph_mask(probability, rule, case.grid, settings)
+        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
+        with replacing(_repairs_path(path)) as part:
+            part.write_text(json.dumps(mended.row()))
+        with replacing(path) as part:  # the last: it says that both are there
             graph.save(part)
     return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)
