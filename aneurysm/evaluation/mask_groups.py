@@ -1,4 +1,4 @@
-"""Figures of the lumen masks by modality: of the vessel stage, and of the segmenter whose mask is the graph."""
+"""Figures of the lumen masks by modality: of the vessel stage and of the segmenter, which makes the graph."""
 
 from collections.abc import Mapping
 

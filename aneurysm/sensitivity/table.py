@@ -76,7 +76,8 @@ def losses_figure(table: pd.DataFrame) -> Figure:
                         color=CYCLE[number], label=f"{kind}{suffix}",
                     )  # fmt: skip
                 one.plot(start[x], start[column], "s", color=BLACK, markersize=7, label="_")
-    legend(axes[0, 0], "lower right")
+    if kinds:
+        legend(axes[0, 0], "lower right")
     return figure
 
 
