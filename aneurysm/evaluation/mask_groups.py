@@ -26,7 +26,7 @@ def mask_groups(stages: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     records = []
     for stage, table in stages.items():
         known = table["modality"] if "modality" in table else pd.Series("", index=table.index)
-        for modality in ("all", *(m for m in MODALITIES if (known == m).any())):
+        for modality in ("all", *(m for m in MODALITIES if m in set(known))):
             part = table if modality == "all" else table[known == modality]
             records.append({"stage": stage, "modality": modality, **_figures(pd.DataFrame(part))})
     return pd.DataFrame(records)
@@ -34,13 +34,10 @@ def mask_groups(stages: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def aneurysm_shares(table: pd.DataFrame) -> tuple[int, float, float]:
     """Aneurysms of these scans, and the shares in the mask: with the centre, and by at least a half."""
-    if "aneurysms" not in table or not (total := int(table["aneurysms"].sum())):
+    if "aneurysms" not in table or not (total := int(table["aneurysms"].to_numpy().sum())):
         return 0, float("nan"), float("nan")
-    return (
-        total,
-        float(table["aneurysms_centre"].sum() / total),
-        float(table["aneurysms_half"].sum() / total),
-    )
+    centre, half = (table[name].to_numpy().sum() / total for name in ("aneurysms_centre", "aneurysms_half"))
+    return total, float(centre), float(half)
 
 
 def undefined(table: pd.DataFrame) -> list[str]:
@@ -61,7 +58,7 @@ def _figures(table: pd.DataFrame) -> dict[str, float]:
 
     total, centre, half = aneurysm_shares(table)
     return {
-        "scans": int(table["recall"].notna().sum()) if "recall" in table else 0,
+        "scans": int(table["recall"].notna().to_numpy().sum()) if "recall" in table else 0,
         **{name: mean(name) for name in FIGURES},
         "aneurysms": total,
         "in_mask_centre": centre,

@@ -148,7 +148,7 @@ def vessel_rows(vessel: pd.DataFrame, index: pd.DataFrame, draw: Draw) -> list[R
             interval = draw(partial(resampled_mean, values), patients)[0]
             rows.append(Row(name, float(np.nanmean(values)), interval, n, "scans with a vessel mask; mean"))
     for column, name in _IN_MASK.items():
-        if column not in vessel or not (total := int(vessel["aneurysms"].sum())):
+        if column not in vessel or not (total := int(vessel["aneurysms"].to_numpy().sum())):
             continue
         inside, of = vessel[column].to_numpy(np.float64), vessel["aneurysms"].to_numpy(np.float64)
         interval = draw(partial(_resampled_share, inside, of), patients)[0]

@@ -87,7 +87,9 @@ def vessel_figures(
     unknown = float("nan")
     if truth is None:
         nothing = {column: unknown for *_, column in RADIUS_BINS}
-        return VesselFigures(*(unknown,) * 7, nothing, count, centre, half)
+        return VesselFigures(
+            unknown, unknown, unknown, unknown, unknown, unknown, unknown, nothing, count, centre, half
+        )
     true = np.asarray(truth) != 0
     shares = overlap(found, true)
     if (found | true).any():  # everything below needs only the part with vessels
@@ -130,7 +132,10 @@ def hausdorff_95(first: np.ndarray, second: np.ndarray, spacing: np.ndarray) -> 
     """Symmetric 95th percentile of surface distances in mm; NaN when a mask is empty."""
     if not first.any() or not second.any():
         return float("nan")
-    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (first, second)]
+    surfaces = [
+        np.argwhere(mask & ~np.asarray(ndimage.binary_erosion(mask), bool)) * spacing
+        for mask in (first, second)
+    ]
     there, _ = KDTree(surfaces[1]).query(surfaces[0])
     back, _ = KDTree(surfaces[0]).query(surfaces[1])
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
@@ -176,6 +181,7 @@ def _ball(grid: Grid, lesion: Lesion) -> tuple[np.ndarray, ...]:
     reach = radius / grid.spacing
     low = np.maximum(np.ceil(middle - reach), 0).astype(int)
     high = np.minimum(np.floor(middle + reach) + 1, grid.shape).astype(int)
-    near = np.stack(np.mgrid[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], -1).reshape(-1, 3)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    near = np.moveaxis(np.mgrid[box], 0, -1).reshape(-1, 3)
     inside = np.linalg.norm(grid.to_mm(near) - lesion.centre_mm, axis=1) <= radius
     return tuple(near[inside].T)

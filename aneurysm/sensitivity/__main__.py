@@ -51,7 +51,7 @@ def _study(options: argparse.Namespace) -> None:
     from aneurysm.sensitivity.errors import GRADES, MaskError
     from aneurysm.sensitivity.finished import read_finished
     from aneurysm.sensitivity.study import chosen_scans, study
-    from aneurysm.sensitivity.table import CSV, has, read_rows, write_all
+    from aneurysm.sensitivity.table import CSV, has, ordered, read_rows, write_all
 
     kinds = list(GRADES) if options.kinds is None else options.kinds.split(",")
     if unknown := sorted(set(kinds) - set(GRADES)):
@@ -70,13 +70,7 @@ def _study(options: argparse.Namespace) -> None:
         # Of another number of scans the row would not compare with the others.
         table = table[(table.base != options.base) | (table.scans == len(scans))] if len(table) else table
         new = pd.DataFrame([{"run": run, "seed": options.seed, **row}])
-        table = new if table.empty else pd.concat([table, new], ignore_index=True)
-        order = {kind: i for i, kind in enumerate(("none", *GRADES))}
-        table = table.sort_values(
-            ["base", "kind", "level"],
-            key=lambda c: c.map(order) if c.name == "kind" else c,
-            ignore_index=True,
-        )
+        table = ordered(new if table.empty else pd.concat([table, new], ignore_index=True))
         write_all(table, folder, title)
     write_all(table, folder, title)
     print(f"Table, figure and page: {folder}")

@@ -84,7 +84,7 @@ def _peeled(mask: np.ndarray, worth: np.ndarray, layers: float) -> np.ndarray:
     left = mask.copy()
     for layer in range(int(np.ceil(layers))):
         # What lies beyond the volume is taken for more of the same: a vessel is not peeled where it leaves.
-        surface = left & ~ndimage.binary_erosion(left, border_value=1)
+        surface = left & ~np.asarray(ndimage.binary_erosion(left, border_value=1), bool)
         share = min(1.0, layers - layer)
         voxels = np.flatnonzero(surface)
         order = np.argsort(worth.ravel()[voxels], kind="stable")

@@ -45,6 +45,14 @@ def has(table: pd.DataFrame, base: str, error: MaskError, scans: int) -> bool:
     return bool(same.any()) and bool((table.loc[same, "scans"] == scans).any())
 
 
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """By base, then by kind in the order of UNITS, then by level."""
+    kind = [list(UNITS).index(name) for name in table.kind]
+    return table.iloc[
+        np.lexsort((table.level.to_numpy(np.float64), kind, table.base == "truth"))
+    ].reset_index(drop=True)
+
+
 def write_all(table: pd.DataFrame, folder: Path, title: str) -> None:
     """CSV, PNG and a page in Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +75,8 @@ def losses_figure(table: pd.DataFrame) -> Figure:
             for base, part in table.groupby("base", sort=False):
                 start = part[part.kind == "none"]
                 for number, kind in enumerate(kinds):
-                    line = pd.concat([start, part[part.kind == kind].sort_values("level")])
+                    own = pd.DataFrame(part[part.kind == kind]).sort_values(by="level")
+                    line = pd.concat([pd.DataFrame(start), own])
                     if len(line) <= len(start):
                         continue
                     suffix = f", on {base} masks" if len(solid) > 1 else ""

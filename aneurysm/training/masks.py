@@ -172,7 +172,7 @@ def _means(table: pd.DataFrame) -> dict[str, float]:
     counted = [f"aneurysms{part}" for part in ("", "_centre", "_half")]
     values = table.drop(columns=["series_uid", "modality", *counted]).astype(float).mean()
     figures = {str(name): float(value) for name, value in values.items() if np.isfinite(value)}
-    total, centre, half = (int(table[name].sum()) for name in counted)
+    total, centre, half = (int(table[name].to_numpy().sum()) for name in counted)
     if total:
         figures |= {
             "aneurysms": total,

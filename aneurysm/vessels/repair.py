@@ -334,7 +334,7 @@ def _tube(grid: Grid, start: np.ndarray, stop: np.ndarray, radii: tuple[float, f
     low = np.maximum(np.floor(corners.min(0) - reach), 0).astype(int)
     high = np.minimum(np.ceil(corners.max(0) + reach) + 1, grid.shape).astype(int)
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    voxels = grid.to_mm(np.stack(np.mgrid[box], axis=-1))
+    voxels = grid.to_mm(np.moveaxis(np.mgrid[box], 0, -1))
     way = stop - start
     along = np.clip((voxels - start) @ way / max(float(way @ way), 1e-9), 0, 1)
     gap = np.linalg.norm(voxels - start - along[..., None] * way, axis=-1)
@@ -365,7 +365,7 @@ def _with_sacs(mask: np.ndarray, grid: Grid, rules: VesselRules) -> tuple[np.nda
         if not len(larger):
             continue
         own, other = grid.to_mm(voxels), grid.to_mm(larger)
-        gaps, nearest = KDTree(other).query(own)
+        gaps, nearest = (np.asarray(found) for found in KDTree(other).query(own))
         best = int(gaps.argmin())
         if gaps[best] - float(np.mean(grid.spacing)) > rules.sac_mm:
             continue
