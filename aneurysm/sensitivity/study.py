@@ -103,7 +103,9 @@ def _outcome(finished: Finished, scan: HeldOut, error: MaskError, base: str, see
         start = truth
     mask = error(start, probability["vessel"], case.grid, scan.series_uid, seed)
     seen = {**probability, "vessel": altered(probability["vessel"], predicted, mask, rule.threshold)}
-    mended = repair(mask, case.grid, settings.rules, seen["vessel"])
+    # As the pipeline mends its masks; a true mask has no faint pieces beside it.
+    faint = seen["vessel"] >= rule.threshold if base == "predicted" else None
+    mended = repair(mask, case.grid, settings.rules, seen["vessel"], faint)
     graph = smart_net.mask_graph(mended.mask, seen, case.grid, settings)
     scores = np.zeros(0, np.float32)
     if len(graph):

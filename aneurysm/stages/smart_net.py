@@ -82,7 +82,8 @@ def graph_mask(
     probability: dict[str, np.ndarray], rule: LumenRule, grid: Grid, settings: GraphSettings
 ) -> Repaired:
     """The lumen mask that becomes the graph, with what had to be mended."""
-    return repair(rule(probability["vessel"], grid), grid, settings.rules, probability["vessel"])
+    lumen = probability["vessel"]
+    return repair(rule(lumen, grid), grid, settings.rules, lumen, faint=lumen >= rule.threshold)
 
 
 def mask_graph(

@@ -24,6 +24,7 @@ from aneurysm.vessels.cleanup import bounding_box, check_on_grid
 from aneurysm.vessels.skeleton import inside_distance, skeletonise
 
 _LOOK_BACK_MM = 4.0  # of the centreline, over which the direction of an end is taken
+_FAINT_EXTENT_MM = 12.0  # of a faint piece beside the mask, what is looked at at most
 _STEEPER_DEG = 10.0  # by how much a flank must be met more steeply than the end may be off its direction
 
 
@@ -77,6 +78,7 @@ class Repaired:
     after: Violations
     bridged: int = 0
     joined: int = 0  # round pieces, as sacs
+    rescued: int = 0  # faint pieces that came back, bridged or joined
     dropped: int = 0
     dropped_mm3: float = 0.0
     filled: int = 0
@@ -89,7 +91,7 @@ class Repaired:
             for when, violations in (("before", self.before), ("after", self.after))
             for name, value in asdict(violations).items()
         }
-        done = ("bridged", "joined", "dropped", "dropped_mm3", "filled", "added_mm3")
+        done = ("bridged", "joined", "rescued", "dropped", "dropped_mm3", "filled", "added_mm3")
         return {**found, **{name: getattr(self, name) for name in done}}
 
 
@@ -106,7 +108,11 @@ class _Bridge:
 
 
 def repair(
-    mask: np.ndarray, grid: Grid, rules: VesselRules, probability: np.ndarray | None = None
+    mask: np.ndarray,
+    grid: Grid,
+    rules: VesselRules,
+    probability: np.ndarray | None = None,
+    faint: np.ndarray | None = None,
 ) -> Repaired:
     """Fill, bridge, join and drop.
 
@@ -115,37 +121,48 @@ def repair(
         grid: of the mask.
         rules: what to mend and how far.
         probability: (d, h, w) lumen probability; without it `gap_probability` is not asked for.
+        faint: (d, h, w) bool, lumen by a threshold alone: pieces beside the mask that the mask's rule left
+            out. They come back where a bridge or a joint ties them to it, and nowhere else.
 
     Raises:
         ValueError: a volume does not lie on the grid.
     """
-    check_on_grid(mask, grid)
-    if probability is not None:
-        check_on_grid(probability, grid)
+    for volume in (mask, probability, faint):
+        if volume is not None:
+            check_on_grid(volume, grid)
     whole = np.asarray(mask) != 0
     if not whole.any():
         return Repaired(whole, Violations(), Violations())
-    # Bridges stay within the hull of what is there, but sacs are joined and holes looked for beyond its rim.
+    reach = max(rules.gap_mm, rules.sac_mm) if faint is not None else 0.0
+    margin = np.ceil((reach + _FAINT_EXTENT_MM * (reach > 0)) / grid.spacing).astype(int) + 2
     box = tuple(
-        slice(max(0, s.start - 2), min(n, s.stop + 2))
-        for s, n in zip(bounding_box(whole), whole.shape, strict=True)
+        slice(max(0, s.start - m), min(n, s.stop + m))
+        for s, m, n in zip(bounding_box(whole), margin, whole.shape, strict=True)
     )
     part, inner = whole[box], _cropped(grid, box)
     likely = None if probability is None else probability[box]
     pieces, fragments, cavities = _crumbs(part, inner, rules)
 
     mended, filled = _filled(part, inner, rules.hole_mm3)
+    beside = np.zeros_like(part)
+    if faint is not None and reach > 0:
+        beside = _pieces_beside(np.asarray(faint[box], bool) & ~mended, mended, inner, reach, rules.sac_mm3)
+        mended |= beside
     bridges = list(_bridges(mended, inner, rules, likely)) if rules.gap_mm > 0 else []
     for bridge in bridges:
         mended |= _tube(inner, bridge.start, bridge.stop, bridge.radii)
     mended, joined = _with_sacs(mended, inner, rules)
     label = np.asarray(measure.label(mended, connectivity=3))
     sizes = np.bincount(label.ravel()) * inner.voxel_mm3
-    keep = sizes >= rules.smallest_mm3
+    own = np.bincount(label[part], minlength=len(sizes)) > 0  # not faint alone
+    keep = own & (sizes >= rules.smallest_mm3)
     keep[0] = False
-    dropped = ~keep[1:]
-    added = float((mended & ~part).sum() * inner.voxel_mm3)
+    dropped = own & ~keep
+    dropped[0] = False
     mended = keep[label]
+    added = float((mended & ~part).sum() * inner.voxel_mm3)
+    rescued = int(np.asarray(measure.label(beside & mended, connectivity=3)).max())
+    bridges = [b for b in bridges if mended[_voxel(inner, (b.start + b.stop) / 2)]]
     mended, again = _filled(mended, inner, rules.hole_mm3)  # a bridge can close a ring of voxels
 
     result = np.zeros_like(whole)
@@ -158,10 +175,33 @@ def repair(
         bridged=len(bridges),
         joined=joined,
         dropped=int(dropped.sum()),
-        dropped_mm3=float(sizes[1:][dropped].sum()),
+        dropped_mm3=float(sizes[dropped].sum()),
+        rescued=rescued,
         filled=filled + again,
         added_mm3=added,
     )
+
+
+def _pieces_beside(
+    faint: np.ndarray, mask: np.ndarray, grid: Grid, reach_mm: float, smallest_mm3: float
+) -> np.ndarray:
+    """The faint pieces of some size of which a voxel lies within reach of the mask."""
+    label = np.asarray(measure.label(faint, connectivity=3))
+    large = np.bincount(label.ravel()) * grid.voxel_mm3 >= smallest_mm3
+    large[0] = False
+    voxels = np.argwhere(large[label])
+    if not len(voxels):
+        return np.zeros_like(faint)
+    surface = np.argwhere(mask & ~np.asarray(ndimage.binary_erosion(mask), bool))
+    gap, _ = KDTree(grid.to_mm(surface)).query(grid.to_mm(voxels))
+    near = np.zeros(len(large), bool)
+    near[label[tuple(voxels[gap <= reach_mm + float(grid.spacing.max())].T)]] = True
+    return (near & large)[label]
+
+
+def _voxel(grid: Grid, place_mm: np.ndarray) -> tuple[int, int, int]:
+    index = np.clip(np.rint(grid.to_index(place_mm)).astype(int), 0, np.array(grid.shape) - 1)
+    return int(index[0]), int(index[1]), int(index[2])
 
 
 def _cropped(grid: Grid, box: tuple[slice, ...]) -> Grid:

@@ -127,6 +127,24 @@ def test_a_sac_beside_its_vessel_is_joined_and_a_crumb_is_not():
     assert not alone.mask[sac].any() and alone.joined == 0
 
 
+def test_faint_pieces_come_back_only_where_they_are_tied_to_the_mask():
+    vessel = draw(GRID, [tube((24, 24, 4), (24, 24, 26), 1.5)])
+    beyond = draw(GRID, [tube((24, 24, 30.2), (24, 24, 36), 1.2)])  # its own vessel after a break
+    sac = draw(GRID, [tube((28.8, 24, 15), (28.8, 24, 15), 1.9)])
+    bone = draw(GRID, [tube((14, 24, 15), (14, 24, 15), 3.0)])  # round, large, and away
+    beside = draw(GRID, [tube((24, 28, 6), (24, 28, 22), 0.9)])  # along the vessel: a vein
+    faint = vessel | beyond | sac | bone | beside
+    mended = repair(vessel, GRID, RULES, faint=faint)
+    assert mended.mask[sac].all() and mended.mask[beyond].all()
+    assert not mended.mask[bone].any() and not mended.mask[beside].any()
+    assert pieces(mended.mask) == 1
+    assert (mended.bridged, mended.joined, mended.rescued, mended.dropped) == (1, 1, 2, 0)
+    assert mended.before.pieces == 1 and mended.before.fragments == 0
+    np.testing.assert_array_equal(repair(vessel, GRID, RULES).mask, vessel)
+    off = replace(RULES, gap_mm=0.0, sac_mm=0.0)
+    np.testing.assert_array_equal(repair(vessel, GRID, off, faint=faint).mask, vessel)
+
+
 def test_holes_are_filled_and_a_bay_at_the_rim_is_no_hole():
     solid = draw(GRID, [tube((24, 24, 0), (24, 24, 44), 4.0)])
     hollow = solid.copy()
