@@ -43,7 +43,7 @@ class VesselRules:
 
     smallest_mm3: float = 20.0
     hole_mm3: float = 10.0
-    gap_mm: float = 3.0
+    gap_mm: float = 5.0
     gap_angle_deg: float = 35.0
     gap_probability: float = 0.02
     sac_mm: float = 1.5
