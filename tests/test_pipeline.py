@@ -93,10 +93,8 @@ def test_the_cost_of_mask_errors_of_a_finished_experiment(outputs, tmp_path, cap
     arguments = [str(outputs / "smoke"), "--kinds", "drop", "--scans", "3", "--out", str(tmp_path)]
     assert sensitivity([*arguments]) == 0
     table = pd.read_csv(tmp_path / "sensitivity.csv")
-    assert list(table.kind) == ["none", "drop", "drop", "drop", "drop"]
-    assert (
-        table.mask_recall.is_monotonic_decreasing and table.mask_recall.iloc[-1] < table.mask_recall.iloc[0]
-    )
+    assert list(table.kind) == ["none", "drop"]
+    assert table.mask_recall.iloc[1] < table.mask_recall.iloc[0]
     written = (tmp_path / "sensitivity.csv").stat().st_mtime_ns
     capsys.readouterr()
     assert sensitivity([*arguments]) == 0  # everything is there: nothing is measured again
