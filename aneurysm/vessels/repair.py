@@ -141,9 +141,9 @@ def repair(
     )
     part, inner = whole[box], _cropped(grid, box)
     likely = None if probability is None else probability[box]
-    pieces, fragments, cavities = _crumbs(part, inner, rules)
-
-    mended, filled = _filled(part, inner, rules.hole_mm3)
+    volumes = np.bincount(np.asarray(measure.label(part, connectivity=3)).ravel())[1:] * inner.voxel_mm3
+    mended, holes, filled = _filled(part, inner, rules.hole_mm3)
+    before = Violations(len(volumes), int((volumes < rules.smallest_mm3).sum()), holes)
     beside = np.zeros_like(part)
     if faint is not None and reach > 0:
         beside = _pieces_beside(np.asarray(faint[box], bool) & ~mended, mended, inner, reach, rules.sac_mm3)
@@ -161,17 +161,17 @@ def repair(
     dropped[0] = False
     mended = keep[label]
     added = float((mended & ~part).sum() * inner.voxel_mm3)
-    rescued = int(np.asarray(measure.label(beside & mended, connectivity=3)).max())
+    back = beside & mended
+    rescued = int(np.asarray(measure.label(back, connectivity=3)).max()) if back.any() else 0
     bridges = [b for b in bridges if mended[_voxel(inner, (b.start + b.stop) / 2)]]
-    mended, again = _filled(mended, inner, rules.hole_mm3)  # a bridge can close a ring of voxels
+    mended, holes, again = _filled(mended, inner, rules.hole_mm3)  # a bridge can close a ring of voxels
 
     result = np.zeros_like(whole)
     result[box] = mended
-    left, crumbs, holes = _crumbs(mended, inner, rules)
     return Repaired(
         result,
-        Violations(pieces, fragments, cavities, len(bridges)),
-        Violations(left, crumbs, holes, 0),
+        replace(before, gaps=len(bridges)),
+        Violations(pieces=int(keep.sum()), holes=holes - again),  # crumbs and gaps are gone
         bridged=len(bridges),
         joined=joined,
         dropped=int(dropped.sum()),
@@ -211,19 +211,18 @@ def _cropped(grid: Grid, box: tuple[slice, ...]) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
-def _crumbs(mask: np.ndarray, grid: Grid, rules: VesselRules) -> tuple[int, int, int]:
-    """Pieces, fragments and cavities."""
-    sizes = np.bincount(np.asarray(measure.label(mask, connectivity=3)).ravel())[1:] * grid.voxel_mm3
-    outside = np.asarray(measure.label(np.pad(~mask, 1, constant_values=True), connectivity=1))
-    return len(sizes), int((sizes < rules.smallest_mm3).sum()), int(outside.max()) - 1
+def _filled(mask: np.ndarray, grid: Grid, hole_mm3: float) -> tuple[np.ndarray, int, int]:
+    """The mask without small cavities, how many there were of any size, and how many were filled.
 
-
-def _filled(mask: np.ndarray, grid: Grid, hole_mm3: float) -> tuple[np.ndarray, int]:
-    """The mask without small cavities, and how many there were; one at the rim of the volume is none."""
+    A bay at the rim of the volume is no cavity.
+    """
     outside = np.asarray(measure.label(np.pad(~mask, 1, constant_values=True), connectivity=1))
-    small = np.bincount(outside.ravel()) * grid.voxel_mm3 <= hole_mm3
+    sizes = np.bincount(outside.ravel()) * grid.voxel_mm3
+    small = sizes <= hole_mm3
     small[[0, outside[0, 0, 0]]] = False
-    return mask | small[outside][1:-1, 1:-1, 1:-1], int(small.sum())
+    if not small.any():
+        return mask.copy(), len(sizes) - 2, 0
+    return mask | small[outside][1:-1, 1:-1, 1:-1], len(sizes) - 2, int(small.sum())
 
 
 def _bridges(
@@ -275,7 +274,7 @@ def _bridges(
         if 0 < gap <= rules.gap_mm and (lowest is None or lowest >= rules.gap_probability):
             measured.append(replace(bridge, gap_mm=gap))
     used: set[int] = set()
-    parent = {int(k): int(k) for k in np.unique(label)}
+    parent = list(range(int(label.max()) + 1))
 
     def root(k: int) -> int:
         while parent[k] != k:
