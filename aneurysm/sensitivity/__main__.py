@@ -68,7 +68,8 @@ def _study(options: argparse.Namespace) -> None:
     title = f"{options.experiment.name}, {run}"
     for row in study(finished, waiting, options.base, options.seed, scans):
         # Of another number of scans the row would not compare with the others.
-        table = table[(table.base != options.base) | (table.scans == len(scans))] if len(table) else table
+        if len(table):
+            table = pd.DataFrame(table[(table.base != options.base) | (table.scans == len(scans))])
         new = pd.DataFrame([{"run": run, "seed": options.seed, **row}])
         table = ordered(new if table.empty else pd.concat([table, new], ignore_index=True))
         write_all(table, folder, title)

@@ -82,6 +82,6 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     hit = candidate_recall(known, lesions, tuple(lesions)) if lesions else None
     return {
         "candidates_per_scan": len(table) / max(1, len(tables)),
-        **{name: int(repairs[name].sum()) for name in ("bridged", "joined", "dropped", "filled")},
+        **{name: int(repairs[name].to_numpy().sum()) for name in ("bridged", "joined", "dropped", "filled")},
         **({} if hit is None else {"candidate_recall": float(hit.recall)}),
     }
