@@ -14,6 +14,7 @@ from aneurysm.stages.stacker import Boosting
 from aneurysm.stages.vessel import CLASSES, names_arteries
 from aneurysm.stages.vessel import INPUTS as VESSEL_INPUTS
 from aneurysm.stages.volumes import View
+from aneurysm.vessels.repair import VesselRules
 
 
 def absent() -> None:
@@ -108,7 +109,9 @@ def boosting(cfg: DictConfig) -> Boosting:
 
 def graph_settings(s: DictConfig) -> GraphSettings:
     """Settings of the vessel graph and its candidates."""
-    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm))
+    # Bundles of before only dropped crumbs and filled holes.
+    rules = build(s.repair) if "repair" in s else VesselRules(gap_mm=0.0, sac_mm=0.0)
+    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), rules)
 
 
 def view_settings(s: DictConfig) -> View:

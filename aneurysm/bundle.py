@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from aneurysm.build import boosting
 from aneurysm.experiment import Experiment
 from aneurysm.pipeline import FORMAT, weights_name
 from aneurysm.stages import stacker
-from aneurysm.training.products import WEIGHTS, expert_findings, lumen_rule
+from aneurysm.training.products import WEIGHTS, expert_findings, lumen_rules
 from aneurysm.training.stacker import stacker_rows
 
 _NETWORKS = ("vessel", "segmenter", "smart_net", "expert")
@@ -57,7 +56,7 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
         "version": aneurysm.__version__,
         "experiment": cfg.experiment_name,
         "folds": int(cfg.folds),
-        "lumen_rules": [asdict(lumen_rule(experiment, experiment.held_out(k)[0])) for k in experiment.folds],
+        "lumen_rules": [lumen_rules(experiment, k).to_figures() for k in experiment.folds],
         "sizes": {
             "nodes": int(first.graph.node_features.shape[1]),
             "edges": int(first.graph.edge_features.shape[1]),

@@ -7,7 +7,7 @@ can only build classes of this package.
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.stages.findings import CropSettings, list_findings
 from aneurysm.vessels.graph import VesselGraph
-from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Detection:
     sac: np.ndarray  # (d, h, w) expert's sac probability around the candidates
     labels: np.ndarray  # (14,) probabilities in submission order
     arteries: np.ndarray | None = None  # (d, h, w) uint8 vessel labels, from a vessel net that names arteries
+    repairs: dict[str, float] = field(default_factory=dict)  # what was mended in the lumen mask for the graph
 
 
 class Detector:
@@ -68,9 +69,7 @@ class Detector:
         self.cfg, self.note, self.device = cfg, note, torch.device(device)
         self.preparation: Preparation = build(cfg.prepare)
         folds = range(int(note["folds"]))
-        self.lumen_rule = LumenRule(
-            *(float(np.mean([rule[part] for rule in note["lumen_rules"]])) for part in ("threshold", "core"))
-        )
+        self.lumen_rules = LumenRules.mean([LumenRules.from_figures(rule) for rule in note["lumen_rules"]])
         self.vessel = [self._net(folder, "vessel", k, build_vessel(cfg)) for k in folds]
         self.names_arteries = vessel.names_arteries(cfg.vessel.get("classes", "binary"))
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
@@ -144,25 +143,41 @@ class Detector:
         lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries)
         parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
-        settings = graph_settings(s)
-        graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)
+        settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
+        mended = smart_net.graph_mask(probability, rule, case.grid, settings)
+        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
         found = smart_net.candidates(graph, scores, probability, case.grid, settings)
         rows = smart_net.candidate_rows(scan.series_uid, found, fold=-1)
-        candidates, sac = self._judge(case, probability, graph, rows)
+        candidates, sac = self._judge(case, probability, rule, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})
         labels = self.trees.probabilities(table)[0]
         return Detection(
-            scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels, arteries
+            scan,
+            case,
+            probability,
+            rule,
+            graph,
+            scores,
+            candidates,
+            sac,
+            labels,
+            arteries=arteries,
+            repairs=mended.row(),
         )
 
     def _judge(
-        self, case: PreparedCase, probability: dict[str, np.ndarray], graph: VesselGraph, rows: pd.DataFrame
+        self,
+        case: PreparedCase,
+        probability: dict[str, np.ndarray],
+        rule: LumenRule,
+        graph: VesselGraph,
+        rows: pd.DataFrame,
     ) -> tuple[pd.DataFrame, np.ndarray]:
         sac = np.zeros(case.grid.shape, np.float32)
         if not len(rows):
             return pd.DataFrame(columns=list(EXPERT.columns)), sac
-        found = list_findings(case, probability, graph, rows, self.lumen_rule.threshold)
+        found = list_findings(case, probability, graph, rows, rule.threshold)
         crop = CropSettings(
             self.cfg.expert.crop,
             flow=build(self.cfg.physics) is not None,

@@ -311,6 +311,7 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
         "world": "RAS+, mm",
         "probabilities": dict(zip(LABEL_COLUMNS, map(float, detection.labels), strict=True)),
         "candidates": candidates,
+        "vessel_mask_repairs": detection.repairs,
         "units": {
             "physics_residual": "log10 of the dimensionless Navier-Stokes residual",
             "order_parameter": "0..1",

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from aneurysm.build import try_networks
 from aneurysm.bundle import write_bundle
+from aneurysm.data.labels import MODALITIES
 from aneurysm.data.tables import CANDIDATES, SCANS
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
@@ -29,6 +30,7 @@ from aneurysm.runs.record import mention_offline_runs
 from aneurysm.runs.settings import READS, pretrains
 from aneurysm.stages.processes import from_first, rank
 from aneurysm.stages.stored import opened, remembered
+from aneurysm.training.masks import read_overlap
 from aneurysm.training.order import run_stage
 from aneurysm.training.products import expert_table, lumen_rule, segmentation_of
 
@@ -109,8 +111,9 @@ def evaluate(experiment: Experiment) -> Evaluation:
             for k in experiment.folds
         ]
     )
-    vessel = pd.concat(
-        [pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds]
+    vessel, graph_mask = (
+        pd.concat([read_overlap(experiment.run(stage, k)) for k in experiment.folds])
+        for stage in ("vessel", "segmenter")
     )
     lesions = {uid: list(opened(path).lesions) for uid, path in experiment.prepared.items()}
     return evaluate_scans(
@@ -120,6 +123,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         lesions={uid: found for uid, found in lesions.items() if found},
         candidates=candidates,
         vessel=vessel,
+        graph_mask=graph_mask,
         seed=int(experiment.cfg.seed),
     )
 
@@ -184,13 +188,18 @@ def training_curves(run: StageRun) -> list[TrainingCurve]:
 
 def _print_stage(stage: str, experiment: Experiment, figures: list[dict[str, Any]]) -> None:
     found = {name for f in figures for name, value in f.items() if isinstance(value, float | int)}
-    names = sorted(name for name in found if not name.startswith("peak_"))  # for the record, not for reading
+    names = sorted(name for name in found if not _for_the_record(name))
     table = Table("fold", *names, "folder", title=stage)
     for fold, one in zip(experiment.chosen_folds, figures, strict=True):
         table.add_row(
             str(fold), *(_number(one.get(n)) for n in names), str(experiment.run(stage, fold).folder)
         )
     Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _for_the_record(name: str) -> bool:
+    """Whether a figure is kept in done.json but would only make the table of a stage too wide."""
+    return name.startswith(("peak_", "rule_", "recall_", "betti")) or name.rsplit("/", 1)[-1] in MODALITIES
 
 
 def _print_all(evaluation: Evaluation, places: dict[str, Path]) -> None:

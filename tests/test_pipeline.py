@@ -20,6 +20,8 @@ from aneurysm.data.errors import UserError
 from aneurysm.data.labels import LABEL_COLUMNS
 from aneurysm.experiment import open_experiment
 from aneurysm.predict import predict
+from aneurysm.sensitivity.__main__ import main as sensitivity
+from aneurysm.sensitivity.errors import GRADES
 from aneurysm.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,39 @@ def test_no_patient_is_predicted_by_a_model_that_saw_it(outputs):
         for stage, name in (("expert", "predictions.parquet"), ("stacker", "scans.parquet")):
             table = pd.read_parquet(experiment.run(stage, fold).read_product(name))
             assert not trained & {patient[uid] for uid in table.series_uid}
+
+
+def test_masks_are_measured_and_their_repairs_kept(outputs):
+    experiment = open_experiment(compose(outputs))
+    for fold in experiment.folds:
+        for stage in ("vessel", "segmenter"):
+            run = experiment.run(stage, fold)
+            table = pd.read_csv(run.read_product("overlap.csv"))
+            assert sorted(table.series_uid) == sorted(experiment.held_out(fold))
+            assert {"hd95_mm", "recall_below_0_75mm", "aneurysms_half"} <= set(table.columns)
+            assert {"threshold", "rule_recall", "rule_scans"} <= set(run.finished())
+        repairs = pd.read_csv(experiment.run("smart_net", fold).read_product("repairs.csv"))
+        assert list(repairs.series_uid) == experiment.held_out(fold)
+        assert (repairs.fragments_after == 0).all() and {"gaps_before", "bridged"} <= set(repairs.columns)
+    masks = json.loads((outputs / "smoke" / "report" / "metrics.json").read_text())["lumen_masks"]
+    assert {m["stage"] for m in masks} == {"vessel net", "Smart Net"}
+    assert {"all", "CTA"} <= {m["modality"] for m in masks}
+
+
+def test_the_cost_of_mask_errors_of_a_finished_experiment(outputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(GRADES, "drop", (0.4,))
+    arguments = [str(outputs / "smoke"), "--kinds", "drop", "--scans", "3", "--out", str(tmp_path)]
+    assert sensitivity([*arguments]) == 0
+    table = pd.read_csv(tmp_path / "sensitivity.csv")
+    assert list(table.kind) == ["none", "drop"]
+    assert table.mask_recall.iloc[1] < table.mask_recall.iloc[0]
+    written = (tmp_path / "sensitivity.csv").stat().st_mtime_ns
+    capsys.readouterr()
+    assert sensitivity([*arguments]) == 0  # everything is there: nothing is measured again
+    assert "mask recall" not in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "sensitivity.csv"), table)
+    assert (tmp_path / "sensitivity.csv").stat().st_mtime_ns > written
+    assert (tmp_path / "sensitivity.png").is_file() and (tmp_path / "sensitivity.md").is_file()
 
 
 def test_the_same_command_again_skips_everything(outputs):

@@ -158,3 +158,38 @@ SCANS = Table(
         **{f"p_{key}": "float32" for key in (*LOCATION_KEYS, "present")},
     },
 )
+
+# One row per held-out series, from the vessel net and from the segmenter: what its lumen mask is worth.
+_OVERLAP = {
+    "recall": "share of the lumen voxels that are in the mask; NaN where vessels are not annotated",
+    "precision": "share of the mask that is lumen; NaN for an empty mask",
+    "dice": "overlap of mask and lumen",
+    "cldice": "harmonic mean of the shares of either centreline inside the other mask",
+    "betti0_error": "difference of the numbers of pieces",
+    "betti1_error": "difference of the numbers of rings",
+    "hd95_mm": "symmetric 95th percentile of surface distances, mm; NaN when a mask is empty",
+    "recall_below_0_75mm": "recall where the vessel radius is below 0.75 mm, sacs left out",
+    "recall_0_75_to_1_25mm": "recall where it is 0.75 to 1.25 mm",
+    "recall_1_25_to_2mm": "recall where it is 1.25 to 2 mm",
+    "recall_from_2mm": "recall where it is 2 mm or more",
+    "sac_recall": "share of the sac voxels found by the sac channel; NaN without sacs or such a channel",
+    "artery_accuracy": "share of the found voxels of named arteries with the right name; NaN without names",
+}
+OVERLAP = Table(
+    "lumen masks",
+    {
+        "series_uid": "str",
+        "modality": "str",
+        **dict.fromkeys(_OVERLAP, "float64"),
+        "aneurysms": "int64",
+        "aneurysms_centre": "int64",
+        "aneurysms_half": "int64",
+    },
+    meanings={
+        **_OVERLAP,
+        "aneurysms": "aneurysms with a known place",
+        "aneurysms_centre": "of them, how many have their centre voxel in the mask",
+        "aneurysms_half": "of them, how many have at least half of their voxels in the mask",
+    },
+    defaults={"sac_recall": float("nan"), "artery_accuracy": float("nan")},
+)

@@ -21,6 +21,17 @@ VESSEL_FIGURES = {
     "precision": "Vessel precision",
     "dice": "Vessel Dice",
     "cldice": "Vessel clDice",
+    "betti0_error": "Vessel Betti-0 error",
+    "betti1_error": "Vessel Betti-1 error",
+    "hd95_mm": "Vessel HD95 (mm)",
+    "recall_below_0_75mm": "Vessel recall, radius below 0.75 mm",
+    "recall_0_75_to_1_25mm": "Vessel recall, radius 0.75 to 1.25 mm",
+    "recall_1_25_to_2mm": "Vessel recall, radius 1.25 to 2 mm",
+    "recall_from_2mm": "Vessel recall, radius from 2 mm",
+}
+_IN_MASK = {
+    "aneurysms_centre": "Aneurysm-in-mask recall, centre",
+    "aneurysms_half": "Aneurysm-in-mask recall, half of the sac",
 }
 SIZES = ((0.0, 3.0, "below 3 mm"), (3.0, 7.0, "3 to 7 mm"), (7.0, math.inf, "7 mm and more"))
 # A bootstrap with its draws and seed fixed: (statistic (b, n) -> (b, k), patients) -> k intervals.
@@ -136,7 +147,19 @@ def vessel_rows(vessel: pd.DataFrame, index: pd.DataFrame, draw: Draw) -> list[R
         if n:
             interval = draw(partial(resampled_mean, values), patients)[0]
             rows.append(Row(name, float(np.nanmean(values)), interval, n, "scans with a vessel mask; mean"))
+    for column, name in _IN_MASK.items():
+        if column not in vessel or not (total := int(vessel["aneurysms"].to_numpy().sum())):
+            continue
+        inside, of = vessel[column].to_numpy(np.float64), vessel["aneurysms"].to_numpy(np.float64)
+        interval = draw(partial(_resampled_share, inside, of), patients)[0]
+        rows.append(Row(name, float(inside.sum() / total), interval, total, "aneurysms with a known place"))
     return rows
+
+
+def _resampled_share(part: np.ndarray, whole: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of counts (n,) in each resample (b, n) -> (b, 1)."""
+    total = weights @ whole
+    return np.divide(weights @ part, total, out=np.full(len(weights), np.nan), where=total > 0)[:, None]
 
 
 def calibration_rows(reliability: dict[str, Calibration]) -> list[Row]:

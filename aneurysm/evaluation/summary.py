@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from aneurysm.evaluation.calibration import Calibration, calibration
 from aneurysm.evaluation.candidates import CandidateRecall, candidate_recall
 from aneurysm.evaluation.froc import FALSE_ALARM, Froc, froc
 from aneurysm.evaluation.intervals import Interval, bootstrap
+from aneurysm.evaluation.mask_groups import mask_groups, undefined
 from aneurysm.evaluation.rows import (
     Row,
     calibration_rows,
@@ -43,6 +44,7 @@ class Evaluation:
     groups: pd.DataFrame  # group, value, scans, positives, auc_present, lesions, sensitivity_1fp
     left_out: tuple[str, ...]  # sentences: what could not be measured and why
     table: tuple[Row, ...]
+    masks: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `mask_groups`: figures by modality
 
     def rows(self) -> list[Row]:
         """(figure, value, interval, n, note) of every headline figure, for a table."""
@@ -71,6 +73,7 @@ class Evaluation:
             "candidate_recall": self.candidates.curve().to_dict("list") if self.candidates else None,
             "calibration": {name: vars(value) for name, value in self.calibration.items()},
             "groups": self.groups.to_dict("records"),
+            "lumen_masks": self.masks.to_dict("records"),
             "left_out": self.left_out,
         }
         return json.dumps(_plain(content), indent=1, allow_nan=False)
@@ -83,6 +86,7 @@ def evaluate_scans(
     lesions: Mapping[str, Sequence[Lesion]] | None = None,
     candidates: pd.DataFrame | None = None,
     vessel: pd.DataFrame | None = None,
+    graph_mask: pd.DataFrame | None = None,
     reach_mm: float = 5.0,
     resamples: int = 1000,
     seed: int = 0,
@@ -96,7 +100,8 @@ def evaluate_scans(
         lesions: lesions with positions of each series; a positive series without an entry has unknown
             positions and is left out of the FROC curve.
         candidates: CANDIDATES table of the Smart Net.
-        vessel: series_uid and any of recall, precision, dice, cldice per scan.
+        vessel: series_uid and any other columns of `tables.OVERLAP`, of the vessel stage.
+        graph_mask: the same of the segmenter, whose mask becomes the graph.
         reach_mm: a mark hits within max(reach_mm, radius of the lesion) of its centre.
         resamples: bootstrap draws of patients.
         seed: of the bootstrap.
@@ -139,11 +144,14 @@ def evaluate_scans(
         rows += candidate_rows(recall, curves["smart_net"], located_patients, draw)
     if vessel is not None and len(vessel):
         rows += vessel_rows(vessel, index, draw)
+        left_out += undefined(vessel)
     rows += calibration_rows(reliability)
+    named = {"vessel net": vessel, "Smart Net": graph_mask}
+    stages = {name: table for name, table in named.items() if table is not None and len(table)}
     groups = _groups(known, truth, probability, curves.get("expert"))
     return Evaluation(
         uids, truth, probability, score, column_intervals, curves, recall, reliability, vessel, groups,
-        tuple(left_out), tuple(rows),
+        tuple(left_out), tuple(rows), mask_groups(stages),
     )  # fmt: skip
 
 

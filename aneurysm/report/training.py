@@ -102,6 +102,7 @@ def write_training_report(
         "detection": detection,
         "scan_level": scan_level,
         "groups": evaluation.groups.to_dict("records"),
+        "masks": evaluation.masks.to_dict("records"),
         "groups_of_pictures": list(grouped.items()),
         "training": training,
         "timings": [(name, seconds, seconds / longest) for name, seconds in spent.items()],

@@ -41,6 +41,7 @@ _GRAPH_KEYS = (
     "max_candidates",
     "min_distance_mm",
     "node_spacing_mm",
+    "repair",
 )
 _OWN_EMA = {"vessel": "vessel", "segmenter": "smart_net", "smart_net": "smart_net"}  # stage -> its settings
 STRATEGIES = ("one", "ddp", "fsdp")  # how several processes train together

@@ -6,7 +6,7 @@ it sees in training has the same errors as what it will see in use.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,10 @@ from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.volumes import View, network_image, probability_volume
 from aneurysm.vessels.candidates import Candidate, label_nodes, propose
-from aneurysm.vessels.cleanup import clean_mask
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
 from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.repair import Repaired, VesselRules, repair
 
 if TYPE_CHECKING:  # it takes 0.6 s, and every command imports this module: imported where graphs are made
     from torch_geometric.data import Data
@@ -68,13 +68,28 @@ class GraphSettings:
     node_spacing_mm: float
     max_candidates: int
     min_distance_mm: float
+    rules: VesselRules = field(default_factory=VesselRules)  # how the mask is mended before
 
 
 def vessel_graph(
     probability: dict[str, np.ndarray], rule: LumenRule, grid: Grid, settings: GraphSettings
 ) -> VesselGraph:
-    """Threshold, clean, thin and link; nodes carry shape features and what the network saw around them."""
-    mask = clean_mask(rule(probability["vessel"], grid), grid)
+    """Threshold, mend, thin and link; nodes carry shape features and what the network saw around them."""
+    return mask_graph(graph_mask(probability, rule, grid, settings).mask, probability, grid, settings)
+
+
+def graph_mask(
+    probability: dict[str, np.ndarray], rule: LumenRule, grid: Grid, settings: GraphSettings
+) -> Repaired:
+    """The lumen mask that becomes the graph, with what had to be mended."""
+    lumen = probability["vessel"]
+    return repair(rule(lumen, grid), grid, settings.rules, lumen, faint=lumen >= rule.threshold)
+
+
+def mask_graph(
+    mask: np.ndarray, probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings
+) -> VesselGraph:
+    """Thin and link a mended mask."""
     graph = build_graph(mask, grid, node_spacing_mm=settings.node_spacing_mm)
     return with_features(graph, probability, grid)
 

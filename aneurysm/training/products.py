@@ -1,5 +1,6 @@
 """What the stages leave in their run folders, read back."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from aneurysm.stages.findings import Finding, list_findings
 from aneurysm.stages.processes import rank
 from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
 from aneurysm.vessels.graph import VesselGraph
-from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
 WEIGHTS = "weights.safetensors"
 
@@ -40,16 +41,20 @@ def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
     return read_probabilities(product_path(experiment.run("segmenter", experiment.fold_of[uid]), uid))
 
 
-def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
-    """What is lumen for the graph: as set, or as chosen by the segmenter that had not seen this scan."""
+def lumen_rules(experiment: Experiment, fold: int) -> LumenRules:
+    """What is lumen for the graph: as set, or as chosen with the segmenter of a fold."""
     if (threshold := experiment.cfg.smart_net.threshold) is not None:
-        return LumenRule(float(threshold), float(threshold))
-    done = experiment.run("segmenter", experiment.fold_of[uid]).finished()
+        return LumenRules(LumenRule(float(threshold), float(threshold)))
+    done = experiment.run("segmenter", fold).finished()
     if done is None:
-        raise UserError(
-            f"The segmenter of fold {experiment.fold_of[uid]} is not finished. Run stage=segmenter."
-        )
-    return LumenRule(float(done["threshold"]), float(done["core"]))
+        raise UserError(f"The segmenter of fold {fold} is not finished. Run stage=segmenter.")
+    return LumenRules.from_figures(done)
+
+
+def lumen_rule(experiment: Experiment, uid: str) -> LumenRule:
+    """What is lumen in this scan, by the segmenter that had not seen it."""
+    modality = opened(experiment.prepared[uid]).modality
+    return lumen_rules(experiment, experiment.fold_of[uid]).of(modality)
 
 
 def expert_findings(experiment: Experiment, uids: list[str], add_annotations: bool = False) -> list[Finding]:
@@ -98,13 +103,35 @@ def save_weights(path: Path, net: nn.Module) -> None:
         save_file(state, part)
 
 
+def _graph_path(experiment: Experiment, uid: str) -> Path:
+    return experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+
+
+def _repairs_path(graph: Path) -> Path:
+    return graph.with_suffix(".repairs.json")
+
+
+def repairs_of(experiment: Experiment, uids: list[str]) -> pd.DataFrame:
+    """What was mended in the masks of these scans before they became graphs, one row each."""
+    rows = [json.loads(_repairs_path(_graph_path(experiment, uid)).read_text()) for uid in uids]
+    modality = [opened(experiment.prepared[uid]).modality for uid in uids]
+    table = pd.DataFrame(rows)
+    table.insert(0, "modality", modality)
+    table.insert(0, "series_uid", uids)
+    return table
+
+
 def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
     """A scan's graph, built on first use and kept beside the folds of the stage."""
     case = opened(experiment.prepared[uid])
-    path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+    path = _graph_path(experiment, uid)
     if not path.is_file():
         rule = lumen_rule(experiment, uid)
-        graph = smart_net.vessel_graph(segmentation_of(experiment, uid), rule, case.grid, settings)
-        with replacing(path) as part:
+        probability = segmentation_of(experiment, uid)
+        mended = smart_net.graph_mask(probability, rule, case.grid, settings)
+        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
+        with replacing(_repairs_path(path)) as part:
+            part.write_text(json.dumps(mended.row()))
+        with replacing(path) as part:  # the last: it says that both are there
             graph.save(part)
     return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)

@@ -1,10 +1,8 @@
 """Training of the first half of stage 3: the Smart Net's segmentation network."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from aneurysm.build import build, build_segmenter, view_settings
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -14,10 +12,17 @@ from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
-from aneurysm.stages.processes import gathered, shared
-from aneurysm.stages.stored import opened, read_probabilities, remembered, write_probabilities
-from aneurysm.stages.volumes import aneurysm_target, vessel_target
-from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
+from aneurysm.stages.processes import shared
+from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
+from aneurysm.stages.volumes import aneurysm_target
+from aneurysm.training.masks import (
+    chosen_rules,
+    overlap_row,
+    patch_settings,
+    rule_split,
+    spread,
+    write_overlap,
+)
 from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
 
@@ -33,9 +38,10 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     net = build_segmenter(cfg)
     loss = build(cfg.loss)
     module = smart_net.SegmenterModule(net, loss, s.lr, s.weight_decay, s.epochs * s.steps)
-    training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
+    held_out = experiment.held_out(run.fold)
+    fitted, judged = rule_split(experiment, run.fold, float(s.validation_share))
     data = smart_net.SegmenterData(
-        experiment.paths(training), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s, loss)
+        experiment.paths(fitted), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s, loss)
     )
     fit(run, module, data, s.epochs, cfg)
 
@@ -43,23 +49,23 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
         return smart_net.segment(net, case, earlier, view_settings(s))
 
-    annotated = [p for p in experiment.paths(training) if "vessel" in opened(p).masks]
-    some = spread(annotated, s.rule_scans)
-    rule = chosen_rule([remembered(p) for p in some], lambda case: segmented(case)["vessel"], s)
+    some = [remembered(p) for p in experiment.paths(spread(judged, s.rule_scans))]
+    rules, chosen = chosen_rules(some, lambda case: segmented(case)["vessel"], s)
     rows = []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
         probability = segmented(case)
         write_probabilities(product_path(run, uid), probability)
-        row = overlap_row(uid, rule(probability["vessel"], case.grid), vessel_target(case))
+        row = overlap_row(case, rules.of(case.modality)(probability["vessel"], case.grid))
         sac = aneurysm_target(case)
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)
-    table = pd.DataFrame(gathered(rows))
+    table, means = write_overlap(run, rows)
 
     def lumen_mask(case: PreparedCase) -> np.ndarray:
-        return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
+        probability = read_probabilities(product_path(run, case.series_uid))["vessel"]
+        return rules.of(case.modality)(probability, case.grid)
 
     def sac_mask(case: PreparedCase) -> np.ndarray:
         return read_probabilities(product_path(run, case.series_uid))["aneurysm"] >= 0.5
@@ -67,4 +73,4 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     illustrate(
         run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask, "sac": sac_mask})
     )
-    return {**asdict(rule), **mean_figures(table)}
+    return {**chosen, **means}

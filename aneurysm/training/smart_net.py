@@ -8,6 +8,7 @@ import torch
 
 from aneurysm.build import build, graph_settings
 from aneurysm.data.errors import UserError
+from aneurysm.data.files import replacing
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.tables import CANDIDATES
 from aneurysm.evaluation.candidates import candidate_recall
@@ -18,7 +19,14 @@ from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
 from aneurysm.stages.processes import barrier, gathered, rank, shared
 from aneurysm.training.pictures import candidate_pictures
-from aneurysm.training.products import WEIGHTS, graph_item, lumen_rule, save_weights, segmentation_of
+from aneurysm.training.products import (
+    WEIGHTS,
+    graph_item,
+    lumen_rule,
+    repairs_of,
+    save_weights,
+    segmentation_of,
+)
 
 
 def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -38,7 +46,7 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     if not data.train:
         raise UserError(
             f"smart_net fold {run.fold}: every vessel mask of the training scans is empty: no graph. "
-            "Train the segmenter longer (smart_net.epochs) or lower smart_net.target_recall's threshold."
+            "Train the segmenter longer (smart_net.epochs), or lower smart_net.precision or .threshold."
         )
     seed_weights(cfg.seed, run)
     nodes: Any = torch.cat([d.x for d in data.train if d.x is not None])
@@ -56,8 +64,11 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     tables = gathered(tables)
     rows = [t for t in tables if len(t)]
     table = pd.concat(rows) if rows else pd.DataFrame(columns=list(CANDIDATES.columns))
+    repairs = repairs_of(experiment, experiment.held_out(run.fold))
     if rank() == 0:
         CANDIDATES.write(table, run.folder / "candidates.parquet")
+        with replacing(run.folder / "repairs.csv") as part:
+            repairs.to_csv(part, index=False)
     save_weights(run.folder / WEIGHTS, net)
     known = CANDIDATES.conform(table)
     held_out = experiment.held_out(run.fold)
@@ -71,5 +82,6 @@ def train_smart_net(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     hit = candidate_recall(known, lesions, tuple(lesions)) if lesions else None
     return {
         "candidates_per_scan": len(table) / max(1, len(tables)),
+        **{name: int(repairs[name].to_numpy().sum()) for name in ("bridged", "joined", "dropped", "filled")},
         **({} if hit is None else {"candidate_recall": float(hit.recall)}),
     }

@@ -1,24 +1,27 @@
 """Training of stage 2, vessel."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from aneurysm.build import build, build_vessel, view_settings
 from aneurysm.data.errors import UserError
-from aneurysm.data.files import replacing
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.experiment import Experiment
 from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import vessel
-from aneurysm.stages.processes import gathered, rank, shared
+from aneurysm.stages.processes import shared
 from aneurysm.stages.stored import read_probabilities, remembered, write_labels, write_probabilities
-from aneurysm.stages.volumes import vessel_target
-from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
+from aneurysm.training.masks import (
+    chosen_rules,
+    overlap_row,
+    patch_settings,
+    rule_split,
+    spread,
+    write_overlap,
+)
 from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, artery_path, product_path, save_weights
 
@@ -31,9 +34,10 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     module = vessel.VesselModule(
         net, loss, s.lr, s.weight_decay, s.epochs * s.steps, artery_weight=s.artery_weight
     )
-    training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
+    held_out = experiment.held_out(run.fold)
+    fitted, judged = rule_split(experiment, run.fold, float(s.validation_share))
     data = vessel.VesselData(
-        experiment.paths(training),
+        experiment.paths(fitted),
         experiment.paths(held_out),
         arteries=arteries,
         **patch_settings(cfg, s, loss),
@@ -44,30 +48,28 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
             "This stage needs some; bring a bundle trained elsewhere to use the others."
         )
     fit(run, module, data, s.epochs, cfg)
-    some = spread(data.train, s.rule_scans)
 
     def segmented(case: PreparedCase) -> np.ndarray:
         return vessel.vessel_probability(net, case, view_settings(s))
 
-    rule = chosen_rule([remembered(p) for p in some], segmented, s)
+    some = spread(judged, s.rule_scans)
+    rules, chosen = chosen_rules([remembered(p) for p in experiment.paths(some)], segmented, s)
     rows = []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
         probability, labels = vessel.vessels_and_names([net], case, view_settings(s), arteries)
         write_probabilities(product_path(run, uid), {"vessel": probability})
-        row = overlap_row(uid, rule(probability, case.grid), vessel_target(case))
+        row = overlap_row(case, rules.of(case.modality)(probability, case.grid))
         if labels is not None:
             write_labels(artery_path(run, uid), labels)
             row["artery_accuracy"] = vessel.artery_accuracy(labels, case)
         rows.append(row)
-    table = pd.DataFrame(gathered(rows))
-    if rank() == 0:
-        with replacing(run.folder / "overlap.csv") as part:
-            table.to_csv(part, index=False)
+    table, means = write_overlap(run, rows)
     save_weights(run.folder / WEIGHTS, net)
 
     def lumen_mask(case: PreparedCase) -> np.ndarray:
-        return rule(read_probabilities(product_path(run, case.series_uid))["vessel"], case.grid)
+        probability = read_probabilities(product_path(run, case.series_uid))["vessel"]
+        return rules.of(case.modality)(probability, case.grid)
 
     illustrate(run, lambda log: mask_pictures(log, experiment, table, {"vessel": lumen_mask}))
-    return {**asdict(rule), **mean_figures(table)}
+    return {**chosen, **means}

@@ -1,0 +1,1 @@
+"""What errors of the vessel mask cost the stages after it."""
