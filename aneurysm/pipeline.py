@@ -20,7 +20,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aneurysm
-from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
+from aneurysm.build import (
+    boosting,
+    build,
+    build_expert,
+    build_segmenter,
+    graph_settings,
+    roi_settings,
+    view_settings,
+)
 from aneurysm.data.errors import UserError
 from aneurysm.data.preparation.prepare import Preparation, prepare_scan
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -28,7 +36,9 @@ from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
+from aneurysm.stages.coarse import coarse_net
 from aneurysm.stages.findings import CropSettings, list_findings
+from aneurysm.stages.roi import WHOLE, Roi, find_roi
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
 
@@ -50,6 +60,7 @@ class Detection:
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
     sac: np.ndarray  # (d, h, w) expert's sac probability around the candidates
     labels: np.ndarray  # (14,) probabilities in submission order
+    roi: Roi  # where the segmentation networks looked
 
 
 class Detector:
@@ -65,6 +76,12 @@ class Detector:
         self.vessel = [
             self._net(folder, "vessel", k, build(cfg.vessel.net, in_channels=1, out_channels=1))
             for k in folds
+        ]
+        self.roi = roi_settings(cfg.vessel)
+        self.coarse = [
+            self._net(folder, "roi", k, coarse_net())
+            for k in folds
+            if (folder / weights_name("roi", k)).is_file()
         ]
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
@@ -134,8 +151,9 @@ class Detector:
         case = prepare_scan(scan, self.preparation)
         s = self.cfg.smart_net
         look, look_again = view_settings(self.cfg.vessel), view_settings(s)
-        lumen = _mean([vessel.vessel_probability(net, case, look) for net in self.vessel])
-        parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
+        roi = WHOLE if self.roi is None else find_roi(self.coarse, case, self.roi)
+        lumen = _mean([vessel.vessel_probability(net, case, look, roi.region) for net in self.vessel])
+        parts = [smart_net.segment(net, case, lumen, look_again, roi.region) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings = graph_settings(s)
         graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)
@@ -145,7 +163,9 @@ class Detector:
         candidates, sac = self._judge(case, probability, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})
         labels = self.trees.probabilities(table)[0]
-        return Detection(scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels)
+        return Detection(
+            scan, case, probability, self.lumen_rule, graph, scores, candidates, sac, labels, roi
+        )
 
     def _judge(
         self, case: PreparedCase, probability: dict[str, np.ndarray], graph: VesselGraph, rows: pd.DataFrame

@@ -1,11 +1,11 @@
-"""Whole heads with exact labels, prepared as the networks see them: phantoms, and IntrA trees in a phantom's head.
+"""Whole heads with exact labels, as the networks see them: phantoms, and IntrA trees in a phantom's head.
 
     python benchmarks/whole_head_scans.py FOLDER [--phantoms 24] [--trees 76] [--meshes ../shared/data/intra]
                                           [--spacing 1.5]
 
-The example data show a cube around the circle of Willis; a scanner shows the head. Here the same arteries lie
-in a field of view of 190 x 220 x 195 mm. Every scan has an aneurysm. Voxels of 1.5 mm are enough for the coarse
-pass, 3 to 5 s a head on one core; of 0.75 mm it takes 30.
+The example data show a cube around the circle of Willis; a scanner shows the head. Here the same arteries
+lie in a field of view of 190 x 220 x 195 mm. Every scan has an aneurysm. Voxels of 1.5 mm are enough for the
+coarse pass, 3 to 5 s a head on one core; of 0.75 mm it takes 30.
 """
 
 import argparse
@@ -103,7 +103,9 @@ def write(case: Case | None, folder: Path, spacing_mm: float) -> None:
     """Prepare and store one head."""
     if case is None:
         return
-    save_prepared(prepare_case(case, Preparation(spacing_mm=spacing_mm)), folder / f"{case.scan.series_uid}{SUFFIX}")
+    save_prepared(
+        prepare_case(case, Preparation(spacing_mm=spacing_mm)), folder / f"{case.scan.series_uid}{SUFFIX}"
+    )
     print(case.scan.series_uid, case.scan.modality, len(case.lesions), flush=True)
 
 

@@ -1,9 +1,9 @@
 """A network slid over a whole volume, or over a box of it, in little more memory than the result takes.
 
 Windows are visited row by row along the longest axis. What they say is added up in a slab as thick as a
-window; planes that no later window sees are divided by the weights, made probabilities and written out. Blending
-is that of MONAI's `sliding_window_inference` (Gaussian weights of 1/8 of the window, not below 1/1000), to
-which this agrees within 1e-6.
+window; planes that no later window sees are divided by the weights, made probabilities and written out.
+Blending is that of MONAI's `sliding_window_inference` (Gaussian weights of 1/8 of the window, not below
+1/1000), to which this agrees within 1e-6.
 
 Why not MONAI's: it holds the sums and the weights of the whole volume as float32 and divides at the end. On
 512 x 512 x 300 voxels, windows of 96 and an overlap of one half it takes 1.2 GB and 4.6 CPU seconds for the
@@ -14,7 +14,7 @@ Shapes: k channels that the net gives, v views (the volume as it is, and flipped
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -41,9 +41,9 @@ def slide(
 ) -> np.ndarray:
     """What `net` says of every voxel of a box, mean over views.
 
-    A voxel whose windows are the same gets the same value, bit for bit, whatever else is visited and wherever the
-    box ends; windows also read what lies beyond the box. This holds where the net's answer to a window does
-    not depend on the others of its batch, as with instance norm, and `batch` is the same.
+    A voxel whose windows are the same gets the same value, bit for bit, whatever else is visited and wherever
+    the box ends; windows also read what lies beyond the box. This holds where the net's answer to a window
+    does not depend on the others of its batch, as with instance norm, and `batch` is the same.
 
     Args:
         net: (b, c, w, w, w) float32 -> (b, k, w, w, w) logits; it is put into evaluation mode and back.
@@ -119,7 +119,9 @@ def _answers(
     for first in range(0, len(visits), batch):
         part = visits[first : first + batch]
         cut = [
-            torch.stack([v[tuple(slice(s, s + size) for s in corner)] for v in volumes]).flip(view.axes[which])
+            torch.stack([v[tuple(slice(s, s + size) for s in corner)] for v in volumes]).flip(
+                view.axes[which]
+            )
             for corner, which in part
         ]
         # The last batch is filled up: convolutions of batches of other sizes differ in the last bits.
@@ -130,13 +132,14 @@ def _answers(
                 f"A network that slides gives its answer in the size of the window, {size}^3, "
                 f"but this one gave {tuple(logits.shape[2:])}."
             )
-        yield part, torch.stack(
-            [logits[i].float().flip(view.axes[which]) for i, (_, which) in enumerate(part)]
+        yield (
+            part,
+            torch.stack([logits[i].float().flip(view.axes[which]) for i, (_, which) in enumerate(part)]),
         )
 
 
 class _Slab:
-    """Weighted sums (v, k, d, h, w) over the box, but along `axis` only over the planes that are not finished.
+    """Weighted sums (v, k, d, h, w) over the box, along `axis` only over the planes that are not finished.
 
     Planes are counted from the start of the box.
     """
@@ -248,7 +251,7 @@ def _continued(volume: Tensor, lacking: list[int]) -> Tensor:
 
 def _check_cover(starts: Starts, box: Box, window: int) -> None:
     for along, low, high in zip(starts, box.start, box.stop, strict=True):
-        gaps = [b - a > window for a, b in zip(along, along[1:], strict=False)]
+        gaps = [b - a > window for a, b in pairwise(along)]
         if along[0] > low or along[-1] + window < high or any(gaps):
             raise ValueError(f"Windows of {window} that start at {along} do not cover {low} to {high}.")
 

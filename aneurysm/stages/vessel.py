@@ -13,7 +13,7 @@ from torch import nn
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.stored import opened
-from aneurysm.stages.volumes import View, network_image, probability_volume
+from aneurysm.stages.volumes import Region, View, network_image, probability_volume
 
 INPUTS, CHANNELS = 1, ("vessel",)
 
@@ -31,6 +31,8 @@ class VesselData(SegmentationData):
         super().__init__(annotated, shown, CHANNELS, **settings)
 
 
-def vessel_probability(net: nn.Module, case: PreparedCase, view: View) -> np.ndarray:
-    """Probability of lumen per voxel, (d, h, w) float32."""
-    return probability_volume(net, network_image(case)[None], view)[0]
+def vessel_probability(
+    net: nn.Module, case: PreparedCase, view: View, region: Region | None = None
+) -> np.ndarray:
+    """Probability of lumen per voxel, (d, h, w) float32; 0 far from the region where one is given."""
+    return probability_volume(net, network_image(case)[None], view, region)[0]

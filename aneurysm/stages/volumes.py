@@ -8,9 +8,10 @@ from torch import nn
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid
 from aneurysm.stages.sliding import slide
-from aneurysm.stages.windows import Box, View, place
+from aneurysm.stages.windows import Region, View, place
 
 __all__ = [
+    "Region",
     "View",
     "aneurysm_target",
     "ball",
@@ -79,17 +80,15 @@ def probability_volume(
     net: nn.Module,
     inputs: np.ndarray | Sequence[np.ndarray],
     view: View,
-    roi: Box | None = None,
-    exact: bool = False,
+    region: Region | None = None,
 ) -> np.ndarray:
     """Slide `net` over (c, d, h, w) float32 and return sigmoid probabilities (k, d, h, w) float32.
 
     Args:
         inputs: the channels, together or one by one.
-        roi: what is wanted; None: all. Elsewhere the probability is 0, as far as its windows do not reach.
-        exact: see `windows.place`.
+        region: what is wanted; None: all. Beyond the reach of its windows the probability is 0.
     """
-    if roi is None:
+    if region is None:
         return slide(net, inputs, view)
-    placement = place(roi, inputs[0].shape, view, exact)
+    placement = place(region.box, inputs[0].shape, view, region.exact)
     return slide(net, inputs, view, placement.box, placement.starts)

@@ -70,6 +70,14 @@ class Box:
             raise ValueError(f"The box {self.start} to {self.stop} leaves the volume {tuple(shape)}.")
 
 
+@dataclass(frozen=True)
+class Region:
+    """A box of a volume that a network is to look at; `exact` as in `place`."""
+
+    box: Box
+    exact: bool
+
+
 Starts = tuple[list[int], ...]  # first voxels of the windows along d, h, w, rising
 
 
@@ -78,8 +86,8 @@ class Placement:
     """The windows that are visited for a box.
 
     starts: of these windows; box: all voxels that get a result; exact: those of them that no other window of
-    the lattice sees, None if there are none. There the result is that of the whole volume; elsewhere in the box
-    it comes from fewer windows, as it does at the border of a volume. anchor: of the lattice.
+    the lattice sees, None if there are none. There the result is that of the whole volume; elsewhere in the
+    box it comes from fewer windows, as it does at the border of a volume. anchor: of the lattice.
     """
 
     starts: Starts
@@ -114,9 +122,7 @@ def window_starts(size: int, window: int, overlap: float, anchor: int = 0) -> li
 
 def lattice(shape: Sequence[int], view: View, anchor: Sequence[int] = (0, 0, 0)) -> Starts:
     """All windows of a volume."""
-    return tuple(
-        window_starts(n, view.window, view.overlap, a) for n, a in zip(shape, anchor, strict=True)
-    )
+    return tuple(window_starts(n, view.window, view.overlap, a) for n, a in zip(shape, anchor, strict=True))
 
 
 def place(box: Box, shape: Sequence[int], view: View, exact: bool) -> Placement:
@@ -183,9 +189,7 @@ def _covering(low: int, high: int, size: int, view: View) -> _Along:
     )
 
 
-def _unseen_by_others(
-    starts: list[int], visited: list[int], size: int, window: int
-) -> tuple[int, int]:
+def _unseen_by_others(starts: list[int], visited: list[int], size: int, window: int) -> tuple[int, int]:
     """The voxels that only the visited windows see, as start and stop."""
     before = [s + window for s in starts if s < visited[0]]
     after = [s for s in starts if s > visited[-1]]

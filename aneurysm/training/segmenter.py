@@ -15,11 +15,13 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
 from aneurysm.stages.processes import gathered, shared
+from aneurysm.stages.roi import Roi, within
 from aneurysm.stages.stored import opened, read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import aneurysm_target, vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
 from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
+from aneurysm.training.roi import roi_of
 
 
 def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -38,20 +40,25 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     fit(run, module, data, s.epochs, cfg)
 
+    def looked_at(case: PreparedCase) -> Roi:
+        return roi_of(experiment, case.series_uid)
+
     def segmented(case: PreparedCase) -> dict[str, np.ndarray]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
-        return smart_net.segment(net, case, earlier, view_settings(s))
+        return smart_net.segment(net, case, earlier, view_settings(s), looked_at(case).region)
 
     annotated = [p for p in experiment.paths(training) if "vessel" in opened(p).masks]
     some = spread(annotated, s.rule_scans)
-    rule = chosen_rule([remembered(p) for p in some], lambda case: segmented(case)["vessel"], s)
+    known = [within(case, looked_at(case).box) for case in map(remembered, some)]
+    rule = chosen_rule(known, lambda case: segmented(case)["vessel"], s)
     rows = []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
+        inside = within(case, looked_at(case).box)
         probability = segmented(case)
         write_probabilities(product_path(run, uid), probability)
-        row = overlap_row(uid, rule(probability["vessel"], case.grid), vessel_target(case))
-        sac = aneurysm_target(case)
+        row = overlap_row(uid, rule(probability["vessel"], case.grid), vessel_target(inside))
+        sac = aneurysm_target(case)  # also one that was never looked at
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)

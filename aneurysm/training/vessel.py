@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.build import build, view_settings
+from aneurysm.build import build, roi_settings, view_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.files import replacing
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -16,11 +16,13 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import vessel
 from aneurysm.stages.processes import gathered, rank, shared
+from aneurysm.stages.roi import WHOLE, Roi, find_roi, share_of_lesions, within
 from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import vessel_target
 from aneurysm.training.masks import chosen_rule, mean_figures, overlap_row, patch_settings, spread
 from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
+from aneurysm.training.roi import train_roi, write_rois
 
 
 def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -37,19 +39,29 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
             "This stage needs some; bring a bundle trained elsewhere to use the others."
         )
     fit(run, module, data, s.epochs, cfg)
-    some = spread(data.train, s.rule_scans)
+    coarse, regions = train_roi(experiment, run, data.train), roi_settings(s)
 
-    def segmented(case: PreparedCase) -> np.ndarray:
-        return vessel.vessel_probability(net, case, view_settings(s))
+    def looked_at(case: PreparedCase) -> Roi:
+        return WHOLE if regions is None else find_roi(coarse, case, regions)
 
-    rule = chosen_rule([remembered(p) for p in some], segmented, s)
-    rows = []
+    def segmented(case: PreparedCase, roi: Roi | None = None) -> np.ndarray:
+        region = (roi or looked_at(case)).region
+        return vessel.vessel_probability(net, case, view_settings(s), region)
+
+    some = [remembered(p) for p in spread(data.train, s.rule_scans)]
+    # Lumen outside the region is not this net's to find.
+    rule = chosen_rule([within(case, looked_at(case).box) for case in some], segmented, s)
+    rows, rois = [], []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
-        probability = segmented(case)
+        roi = looked_at(case)
+        probability = segmented(case, roi)
         write_probabilities(product_path(run, uid), {"vessel": probability})
-        rows.append(overlap_row(uid, rule(probability, case.grid), vessel_target(case)))
+        row = overlap_row(uid, rule(probability, case.grid), vessel_target(within(case, roi.box)))
+        rows.append({**row, "lesions_in_roi": share_of_lesions(case, roi.box)})
+        rois.append((uid, roi))
     table = pd.DataFrame(gathered(rows))
+    write_rois(run, dict(gathered(rois)))
     if rank() == 0:
         with replacing(run.folder / "overlap.csv") as part:
             table.to_csv(part, index=False)
