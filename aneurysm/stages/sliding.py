@@ -25,6 +25,10 @@ from aneurysm.stages.windows import Box, Index, Starts, View, lattice
 STEPS = 255  # uint8 results are in these steps, as probabilities are stored
 LEAST_WEIGHT = 1e-3
 _AT_ONCE = 8  # planes that are divided at a time
+# Voxels whose probabilities are made at a time. A processor makes those that are left over at the end of an
+# array, or of a thread's share of it, by another formula, with another last bit: blocks of this size, too
+# small to be shared out, leave none.
+_TOGETHER = 8192
 
 
 @torch.no_grad()
@@ -50,7 +54,7 @@ def slide(
         inputs: (c, d, h, w) float32, or its c volumes (d, h, w), which then need not be copied together.
         box: voxels that are wanted; None: all.
         starts: of the windows along each axis, which cover the box (`windows.place`); None: MONAI's.
-        activate: from logits (v, k, ...) to what is averaged over views and returned.
+        activate: from logits (v, k, voxels) to what is averaged over views and returned.
         dtype: of the result: float32, float16, or uint8 in steps of 1/255.
         batch: windows at a time.
         accumulator: where sums are kept; None: where the net is.
@@ -74,6 +78,10 @@ def slide(
         volumes = [_continued(volume, lacking) for volume in volumes]
         box = box.moved([n // 2 for n in lacking])
     _check_cover(starts, box, view.window)
+    starts = tuple(
+        [s for s in along if s < high and s + view.window > low]
+        for along, low, high in zip(starts, box.start, box.stop, strict=True)
+    )
     home = next(net.parameters(), torch.empty(0)).device
     axis = int(np.argmax(volumes[0].shape))
     slab = _Slab(starts, box, view, axis, torch.device(accumulator or home), activate)
@@ -81,12 +89,11 @@ def slide(
     was_training = net.training
     net.eval()
     try:
-        for visits, answers in _answers(net, volumes, slab.visits(), view, batch, home):
+        for (corner, which), answer in _answers(net, volumes, slab.visits(), view, batch, home):
             if result is None:
-                result = np.zeros((answers.shape[1], *shape), dtype)
-            for (corner, which), answer in zip(visits, answers, strict=True):
-                for planes, values in slab.add(corner, which, answer):
-                    _write(result[target], axis, planes, values)
+                result = np.zeros((len(answer), *shape), dtype)
+            for planes, values in slab.add(corner, which, answer):
+                _write(result[target], axis, planes, values)
         assert result is not None  # windows cover the box
         for planes, values in slab.finish():
             _write(result[target], axis, planes, values)
@@ -113,29 +120,29 @@ def _answers(
     view: View,
     batch: int,
     home: torch.device,
-) -> Iterator[tuple[list[Visit], Tensor]]:
-    """The net's logits (b, k, w, w, w) window by window, turned back as the volume lies."""
+) -> Iterator[tuple[Visit, Tensor]]:
+    """The net's logits (k, w, w, w) window by window, turned back as the volume lies."""
     size = view.window
+    windows = torch.empty((batch, len(volumes), size, size, size))
     for first in range(0, len(visits), batch):
         part = visits[first : first + batch]
-        cut = [
-            torch.stack([v[tuple(slice(s, s + size) for s in corner)] for v in volumes]).flip(
-                view.axes[which]
-            )
-            for corner, which in part
-        ]
-        # The last batch is filled up: convolutions of batches of other sizes differ in the last bits.
-        cut += [cut[-1]] * (batch - len(part))
-        logits = net(torch.stack(cut).to(home))
+        # The last batch keeps earlier windows: convolutions of other batch sizes differ in the last bits.
+        for window, (corner, which) in zip(windows, part, strict=False):
+            place = tuple(slice(s, s + size) for s in corner)
+            for channel, volume in zip(window, volumes, strict=True):
+                channel.copy_(_flipped(volume[place], view.axes[which]))
+        logits = net(windows.to(home))
         if tuple(logits.shape[2:]) != (size,) * 3:
             raise ValueError(
                 f"A network that slides gives its answer in the size of the window, {size}^3, "
                 f"but this one gave {tuple(logits.shape[2:])}."
             )
-        yield (
-            part,
-            torch.stack([logits[i].float().flip(view.axes[which]) for i, (_, which) in enumerate(part)]),
-        )
+        for (corner, which), answer in zip(part, logits, strict=False):
+            yield (corner, which), _flipped(answer.float(), view.axes[which])
+
+
+def _flipped(volume: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return volume.flip(axes) if axes else volume  # a flip along no axis is a copy
 
 
 class _Slab:
@@ -158,7 +165,6 @@ class _Slab:
         self.weights = gaussian_weights(view.window).to(device)
         self.sums: Tensor | None = None
         self.first = 0  # plane of the box at which the slab begins
-        self.across = self._weights_across()
 
     def visits(self) -> list[Visit]:
         """Every window of every view, row by row along the axis."""
@@ -188,8 +194,9 @@ class _Slab:
             high = min(corner[a] + self.view.window, self.box.stop[a])
             there.append(slice(low - origin, high - origin))
             here.append(slice(low - corner[a], high - corner[a]))
-        part = answer[(slice(None), *here)].to(self.device)
-        self.sums[(which, slice(None), *there)] += part * self.weights[tuple(here)]
+        # Multiplied, then added: a fused step may round differently at the ends of rows.
+        part = answer[(slice(None), *here)].to(self.device) * self.weights[tuple(here)]
+        self.sums[(which, slice(None), *there)] += part
 
     def finish(self) -> Iterator[tuple[slice, np.ndarray]]:
         """The planes that are left."""
@@ -216,31 +223,40 @@ class _Slab:
 
     def _planes(self, low: int, high: int) -> np.ndarray:
         """Finished values (k, ...) of planes of the box."""
-        weight = torch.stack([self._weight_of(plane) for plane in range(low, high)], self.axis)
-        values = self.activate(self._cut(low - self.first, high - low) / weight)
-        return values.mean(0).cpu().numpy()
+        logits = self._cut(low - self.first, high - low) / self._weights_of(low, high)
+        flat = logits.flatten(2)
+        voxels = flat.shape[2]
+        flat = nn.functional.pad(flat, (0, -voxels % _TOGETHER))
+        values = torch.cat([self.activate(part.contiguous()) for part in flat.split(_TOGETHER, 2)], 2)
+        total = values[0]
+        for other in values[1:]:
+            total = total + other
+        mean = (total / len(values))[:, :voxels]
+        return mean.reshape(len(mean), *logits.shape[2:]).cpu().numpy()
 
-    def _weight_of(self, plane: int) -> Tensor:
-        """Sum of the weights (2-D) of all windows that see a plane of the box."""
-        size, place = self.view.window, plane + self.box.start[self.axis]
-        seen = [place - s for s in self.starts[self.axis] if s <= place < s + size]
-        total = self.across[min(seen[0], size - 1 - seen[0])].clone()
-        for k in seen[1:]:
-            total += self.across[min(k, size - 1 - k)]
-        return total
+    def _weights_of(self, low: int, high: int) -> Tensor:
+        """Sum of the weights (d, h, w) of all windows that see planes of the box.
 
-    def _weights_across(self) -> Tensor:
-        """Sum of weights over one row of windows, half as thick as a window: the other half mirrors it."""
-        size, half = self.view.window, (self.view.window + 1) // 2
-        others = [a for a in range(3) if a != self.axis]
-        total = torch.zeros((half, *(self.box.size[a] for a in others)), device=self.device)
-        for corner in product(*(self.starts[a] for a in others)):
-            there, here = [], []
-            for a, s in zip(others, corner, strict=True):
-                low, high = max(s, self.box.start[a]), min(s + size, self.box.stop[a])
-                there.append(slice(low - self.box.start[a], high - self.box.start[a]))
-                here.append(slice(low - s, high - s))
-            total[(slice(None), *there)] += self.weights[(slice(0, half), *here)]
+        Made anew for the few planes: held for the whole box it would be as large as a channel.
+        """
+        size, origin = self.view.window, self.box.start[self.axis]
+        shape = list(self.box.size)
+        shape[self.axis] = high - low
+        total = torch.zeros(shape, device=self.device)
+        along = [s - origin for s in self.starts[self.axis]]
+        for row in [s for s in along if s < high and s + size > low]:
+            for place in product(*(self.starts[a] for a in range(3) if a != self.axis)):
+                corner = list(place)
+                corner.insert(self.axis, row + origin)
+                there, here = [], []
+                for a, s in enumerate(corner):
+                    first, last = self.box.start[a], self.box.stop[a]
+                    if a == self.axis:
+                        first, last = origin + low, origin + high
+                    start, stop = max(s, first), min(s + size, last)
+                    there.append(slice(start - first, stop - first))
+                    here.append(slice(start - s, stop - s))
+                total[tuple(there)] += self.weights[tuple(here)]
         return total
 
 
