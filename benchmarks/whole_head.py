@@ -44,7 +44,7 @@ from aneurysm.stages.windows import Box, View, lattice, place
 SHAPES = {"large": (512, 512, 300), "small": (192, 192, 160)}
 METHODS = ("monai", "ours", "ours float16", "ours uint8")
 SETTINGS = RoiSettings(3.0, (84.0, 84.0, 120.0), 6.0, 0.5, 0.6, "whole", exact=False)
-STEPS = 300
+STEPS = 200
 # Grid and windows of a fine pass: shape (d, h, w), spacing in mm, view.
 PASSES = {
     "512 x 512 x 300 as scanned, 96, half": ((300, 512, 512), (0.6, 0.4, 0.4), View(96, 0.5)),

@@ -23,7 +23,6 @@ from aneurysm.stages.windows import Box, Region
 NEAR_VOXELS = 1  # of the coarse grid: how far from an artery "near" is
 _FEWEST_MM3 = 3000.0  # near arteries; those of a whole circle of Willis fill ten times as much
 _NARROWEST_MM = 25.0  # of what is found, from left to right: both carotids, or it is no circle of Willis
-_OFF_CENTRE = 0.25  # of the box, by which arteries may lie off its middle where the scan ends
 _TAIL = 0.5  # per cent of what is found that is not waited for at either end of an axis
 
 
@@ -165,14 +164,15 @@ def locate(probability: np.ndarray, coarse: Grid, fine: Grid, settings: RoiSetti
     first = np.floor(centre - half + 0.5).astype(int)
     last = np.ceil(centre + half + 0.5).astype(int)
     box = Box(tuple(np.maximum(first, 0)), tuple(np.minimum(last, shape)))
-    cut = np.maximum(np.maximum(-first, last - shape), 0) > _OFF_CENTRE * 2 * half
-    longer = shape > 2 * half
+    # An artery that leaves the scan may do so with what is looked for, unless all of that axis is in the box.
+    leaves = (start + low == 0) | (start + high == np.array(mass.shape) - 1)
+    longer = shape * fine.spacing > settings.size_mm
     doubt = None
     if share < settings.min_share:
         doubt = f"the region would hold only {share:.0%} of the arteries found"
     elif width[2] < _NARROWEST_MM:
         doubt = f"what was found is only {width[2]:.0f} mm wide"
-    elif (cut & longer).any():
+    elif (leaves & longer).any():
         doubt = "the arteries found lie at the border of the scan"
     if doubt and settings.fallback == "whole":
         return Roi(None, f"the whole scan: {doubt}")
