@@ -8,8 +8,9 @@
 stitching: an identity network, so what is left is cutting windows and putting them together; every
 measurement in a process of its own, peak memory above what the input takes. windows: how many the fine pass
 visits, and how far its result is from that of the whole volume. region: coarse nets trained on half of the
-heads (by patient), tried on the other half, both ways. scan: CPU seconds of the segmentation networks of a
-bundle on one head with and without a region, which is taken around the annotated arteries.
+heads (by patient), tried on the other half, both ways; they are kept in HEADS. scan: CPU seconds of the
+segmentation networks of a bundle on one head with and without a region, which is taken around the annotated
+arteries.
 """
 
 import argparse
@@ -25,11 +26,12 @@ import numpy as np
 import psutil
 import torch
 from monai.inferers.utils import sliding_window_inference
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aneurysm.data.preparation.prepared import SUFFIX, load_prepared
 from aneurysm.nets.unet import UNet3D
-from aneurysm.stages.coarse import train_coarse
+from aneurysm.stages.coarse import coarse_net, train_coarse
 from aneurysm.stages.roi import (
     RoiSettings,
     coarse_image,
@@ -44,7 +46,7 @@ from aneurysm.stages.windows import Box, View, lattice, place
 SHAPES = {"large": (512, 512, 300), "small": (192, 192, 160)}
 METHODS = ("monai", "ours", "ours float16", "ours uint8")
 SETTINGS = RoiSettings(3.0, (84.0, 84.0, 120.0), 6.0, 0.5, 0.6, "whole", exact=False)
-STEPS = 200
+STEPS = 150
 # Grid and windows of a fine pass: shape (d, h, w), spacing in mm, view.
 PASSES = {
     "512 x 512 x 300 as scanned, 96, half": ((300, 512, 512), (0.6, 0.4, 0.4), View(96, 0.5)),
@@ -172,9 +174,14 @@ def region(folder: Path) -> None:
     rows = []
     for fold in (0, 1):
         training = [head[1:3] for i, head in enumerate(heads) if i % 4 // 2 != fold]
-        began = _cpu()
-        net = train_coarse(training, STEPS, fold)
-        print(f"fold {fold}: {len(training)} heads, {STEPS} steps, {_cpu() - began:.0f} CPU s")
+        began, kept = _cpu(), folder / f"coarse_fold{fold}.safetensors"
+        if kept.is_file():
+            net = coarse_net()
+            net.load_state_dict(load_file(kept))
+        else:
+            net = train_coarse(training, STEPS, fold)
+            save_file(net.state_dict(), kept)
+            print(f"fold {fold}: {len(training)} heads, {STEPS} steps, {_cpu() - began:.0f} CPU s")
         for i, (case, image, _, grid) in enumerate(heads):
             if i % 4 // 2 != fold:
                 continue
