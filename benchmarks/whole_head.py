@@ -46,7 +46,7 @@ from aneurysm.stages.windows import Box, View, lattice, place
 SHAPES = {"large": (512, 512, 300), "small": (192, 192, 160)}
 METHODS = ("monai", "ours", "ours float16", "ours uint8")
 SETTINGS = RoiSettings(3.0, (84.0, 84.0, 120.0), 6.0, 0.5, 0.6, "whole", exact=False)
-STEPS = 150
+STEPS = 100
 # Grid and windows of a fine pass: shape (d, h, w), spacing in mm, view.
 PASSES = {
     "512 x 512 x 300 as scanned, 96, half": ((300, 512, 512), (0.6, 0.4, 0.4), View(96, 0.5)),
@@ -180,7 +180,7 @@ def region(folder: Path) -> None:
             net.load_state_dict(load_file(kept))
         else:
             net = train_coarse(training, STEPS, fold)
-            save_file(net.state_dict(), kept)
+            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, kept)
             print(f"fold {fold}: {len(training)} heads, {STEPS} steps, {_cpu() - began:.0f} CPU s")
         for i, (case, image, _, grid) in enumerate(heads):
             if i % 4 // 2 != fold:
