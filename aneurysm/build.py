@@ -9,6 +9,7 @@ from torch import nn
 
 from aneurysm.data.errors import UserError
 from aneurysm.nets.refinement import Refinement
+from aneurysm.stages.roi import RoiSettings
 from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
 from aneurysm.stages.stacker import Boosting
 from aneurysm.stages.vessel import CLASSES, names_arteries
@@ -79,6 +80,7 @@ def try_networks(cfg: DictConfig) -> None:
     """
     last = cfg.stage
     if last != "pretrain":
+        roi_settings(cfg.vessel)
         build_vessel(cfg)
     if last not in ("pretrain", "vessel"):
         build_segmenter(cfg)
@@ -112,6 +114,29 @@ def graph_settings(s: DictConfig) -> GraphSettings:
     # Bundles of before only dropped crumbs and filled holes.
     rules = build(s.repair) if "repair" in s else VesselRules(gap_mm=0.0, sac_mm=0.0)
     return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), rules)
+
+
+def roi_settings(s: DictConfig) -> RoiSettings | None:
+    """How the vessel stage finds the region of interest; None where it looks at whole scans.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    roi = s.get("roi")  # bundles of before have none
+    if roi is None or not roi.enabled:
+        return None
+    try:
+        return RoiSettings(
+            spacing_mm=float(roi.spacing_mm),
+            size_mm=tuple(roi.size_mm),
+            margin_mm=float(roi.margin_mm),
+            min_probability=float(roi.min_probability),
+            min_share=float(roi.min_share),
+            fallback=str(roi.fallback),
+            exact=bool(roi.exact),
+        )
+    except ValueError as error:
+        raise UserError(f"vessel.roi: {error}") from error
 
 
 def view_settings(s: DictConfig) -> View:

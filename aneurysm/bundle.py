@@ -13,6 +13,7 @@ from aneurysm.experiment import Experiment
 from aneurysm.pipeline import FORMAT, weights_name
 from aneurysm.stages import stacker
 from aneurysm.training.products import WEIGHTS, expert_findings, lumen_rules
+from aneurysm.training.roi import ROI_WEIGHTS
 from aneurysm.training.stacker import stacker_rows
 
 _NETWORKS = ("vessel", "segmenter", "smart_net", "expert")
@@ -37,6 +38,9 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
             shutil.copyfile(
                 experiment.run(stage, fold).read_product(WEIGHTS), part / weights_name(stage, fold)
             )
+    for fold in experiment.folds:
+        if (coarse := experiment.run("vessel", fold).folder / ROI_WEIGHTS).is_file():
+            shutil.copyfile(coarse, part / weights_name("roi", fold))
     trees = stacker.StackerModule(boosting(cfg))
     rows, labels = stacker_rows(experiment)
     trees.fit(rows, labels)

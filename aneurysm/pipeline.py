@@ -27,6 +27,7 @@ from aneurysm.build import (
     build_segmenter,
     build_vessel,
     graph_settings,
+    roi_settings,
     view_settings,
 )
 from aneurysm.data.errors import UserError
@@ -36,7 +37,9 @@ from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
+from aneurysm.stages.coarse import coarse_net
 from aneurysm.stages.findings import CropSettings, list_findings
+from aneurysm.stages.roi import WHOLE, Roi, find_roi
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
@@ -58,6 +61,7 @@ class Detection:
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
     sac: np.ndarray  # (d, h, w) expert's sac probability around the candidates
     labels: np.ndarray  # (14,) probabilities in submission order
+    roi: Roi  # where the segmentation networks looked
     arteries: np.ndarray | None = None  # (d, h, w) uint8 vessel labels, from a vessel net that names arteries
     repairs: dict[str, float] = field(default_factory=dict)  # what was mended in the lumen mask for the graph
 
@@ -72,6 +76,12 @@ class Detector:
         self.lumen_rules = LumenRules.mean([LumenRules.from_figures(rule) for rule in note["lumen_rules"]])
         self.vessel = [self._net(folder, "vessel", k, build_vessel(cfg)) for k in folds]
         self.names_arteries = vessel.names_arteries(cfg.vessel.get("classes", "binary"))
+        self.roi = roi_settings(cfg.vessel)
+        self.coarse = [
+            self._net(folder, "roi", k, coarse_net())
+            for k in folds
+            if (folder / weights_name("roi", k)).is_file()
+        ]
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
         self.graph_net = [
@@ -140,8 +150,9 @@ class Detector:
         case = prepare_scan(scan, self.preparation)
         s = self.cfg.smart_net
         look, look_again = view_settings(self.cfg.vessel), view_settings(s)
-        lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries)
-        parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
+        roi = WHOLE if self.roi is None else find_roi(self.coarse, case, self.roi)
+        lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries, roi.region)
+        parts = [smart_net.segment(net, case, lumen, look_again, roi.region) for net in self.segmenter]
         probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
         settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
         mended = smart_net.graph_mask(probability, rule, case.grid, settings)
@@ -162,6 +173,7 @@ class Detector:
             candidates,
             sac,
             labels,
+            roi,
             arteries=arteries,
             repairs=mended.row(),
         )

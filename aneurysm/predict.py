@@ -232,7 +232,7 @@ def write_scan(
         node_score=detection.node_scores,
         age=scan.age,
         sex=scan.sex,
-        notes=scan.notes,
+        notes=scan.notes if detection.roi.box is None else (*scan.notes, f"Searched {detection.roi.note}."),
         model=_model(detector),
         timings=timings,
     )
@@ -309,6 +309,7 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
             "axes": "array order of the input: slice, row, column for DICOM; i, j, k for NIfTI",
         },
         "world": "RAS+, mm",
+        "region_of_interest": _region(detection),
         "probabilities": dict(zip(LABEL_COLUMNS, map(float, detection.labels), strict=True)),
         "candidates": candidates,
         "vessel_mask_repairs": detection.repairs,
@@ -318,6 +319,19 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
         },
         "model": _model(detector),
         "not_a_medical_device": True,
+    }
+
+
+def _region(detection: Detection) -> dict:
+    """Where the segmentation networks looked: `centre_mm` is null where it was the whole scan."""
+    box, grid = detection.roi.box, detection.case.grid
+    if box is None:
+        return {"note": detection.roi.note, "centre_mm": None, "size_mm": None}
+    middle = (np.array(box.start) + box.stop - 1) / 2
+    return {
+        "note": detection.roi.note,
+        "centre_mm": grid.to_mm(middle).round(3).tolist(),
+        "size_mm": (np.array(box.size) * grid.spacing)[::-1].round(3).tolist(),  # along x, y, z
     }
 
 

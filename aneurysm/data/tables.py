@@ -174,6 +174,7 @@ _OVERLAP = {
     "recall_from_2mm": "recall where it is 2 mm or more",
     "sac_recall": "share of the sac voxels found by the sac channel; NaN without sacs or such a channel",
     "artery_accuracy": "share of the found voxels of named arteries with the right name; NaN without names",
+    "lesions_in_roi": "share of the aneurysms whose centre is in the region of interest; NaN without any",
 }
 OVERLAP = Table(
     "lumen masks",
@@ -191,5 +192,5 @@ OVERLAP = Table(
         "aneurysms_centre": "of them, how many have their centre voxel in the mask",
         "aneurysms_half": "of them, how many have at least half of their voxels in the mask",
     },
-    defaults={"sac_recall": float("nan"), "artery_accuracy": float("nan")},
+    defaults={"sac_recall": float("nan"), "artery_accuracy": float("nan"), "lesions_in_roi": float("nan")},
 )

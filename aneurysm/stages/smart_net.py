@@ -25,7 +25,7 @@ from aneurysm.stages.draws import DrawnBatches, drawn_batches, every_draw_once
 from aneurysm.stages.processes import world
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.volumes import View, network_image, probability_volume
+from aneurysm.stages.volumes import Region, View, network_image, probability_volume
 from aneurysm.vessels.candidates import Candidate, label_nodes, propose
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.graph import VesselGraph, build_graph
@@ -51,14 +51,16 @@ class SegmenterData(SegmentationData):
         super().__init__(train, held_out, CHANNELS, **settings)
 
 
-def segment(net: nn.Module, case: PreparedCase, vessel: np.ndarray, view: View) -> dict[str, np.ndarray]:
-    """Probabilities of lumen and of sac, (d, h, w) float32 each.
+def segment(
+    net: nn.Module, case: PreparedCase, vessel: np.ndarray, view: View, region: Region | None = None
+) -> dict[str, np.ndarray]:
+    """Probabilities of lumen and of sac, (d, h, w) float32 each; 0 far from the region where one is given.
 
     Args:
         vessel: (d, h, w) float32 probability from the vessel stage.
     """
-    inputs = np.stack([network_image(case), vessel]).astype(np.float32)
-    return dict(zip(CHANNELS, probability_volume(net, inputs, view), strict=True))
+    inputs = [network_image(case), vessel]
+    return dict(zip(CHANNELS, probability_volume(net, inputs, view, region), strict=True))
 
 
 @dataclass(frozen=True)

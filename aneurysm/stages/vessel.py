@@ -20,7 +20,8 @@ from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput
 from aneurysm.stages.stored import opened
-from aneurysm.stages.volumes import AXES, View, network_image, probability_volume
+from aneurysm.stages.volumes import network_image, probability_volume
+from aneurysm.stages.windows import AXES, Region, View
 from aneurysm.vessels.arteries import NO_ARTERY, location_of_label, named_arteries
 
 INPUTS, CHANNELS = 1, ("vessel",)
@@ -86,45 +87,59 @@ def _has_names(path: Path) -> bool:
     return bool((location_of_label(case.box("vessel", (0, 0, 0), case.grid.shape)) != NO_ARTERY).any())
 
 
-def vessel_probability(net: nn.Module, case: PreparedCase, view: View) -> np.ndarray:
-    """Probability of lumen per voxel, (d, h, w) float32."""
-    return probability_volume(net, network_image(case)[None], view)[0]
+def vessel_probability(
+    net: nn.Module, case: PreparedCase, view: View, region: Region | None = None
+) -> np.ndarray:
+    """Probability of lumen per voxel, (d, h, w) float32; 0 far from the region where one is given."""
+    return probability_volume(net, network_image(case)[None], view, region)[0]
 
 
 def vessels_and_names(
-    nets: Sequence[nn.Module], case: PreparedCase, view: View, arteries: bool
+    nets: Sequence[nn.Module],
+    case: PreparedCase,
+    view: View,
+    arteries: bool,
+    region: Region | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What several nets together see: the mean probability of lumen, and which artery each voxel belongs to.
 
     Args:
         arteries: whether the nets name arteries.
+        region: where to look; the whole scan without one.
 
     Returns:
         (d, h, w) float32, and (d, h, w) uint8 vessel labels (`vessels.arteries.named_arteries`), None without
         names.
     """
     if not arteries:
-        return _mean([vessel_probability(net, case, view) for net in nets]), None
-    seen = _mean([_with_names(net, network_image(case)[None], view) for net in nets])
+        return _mean([vessel_probability(net, case, view, region) for net in nets]), None
+    seen = _mean([_with_names(net, network_image(case)[None], view, region) for net in nets])
     return seen[0], named_arteries(seen[0], seen[len(CHANNELS) :])
 
 
-def _with_names(net: nn.Module, image: np.ndarray, view: View) -> np.ndarray:
+def _with_names(net: nn.Module, image: np.ndarray, view: View, region: Region | None) -> np.ndarray:
     """Probabilities of lumen and of every artery, (14, d, h, w), as the mean over the flips of a view.
 
     Left and right change places in a mirrored scan; upside down or back to front, only lumen is asked for.
+    Outside a region it is 0: what lies beside it is not seen alike from both sides.
     """
     straight = View(view.window, view.overlap)
-    total = probability_volume(net, image, straight)
+    total = probability_volume(net, image, straight, region)
     looks = np.ones(len(total), np.float32)
     swapped = [0, *(len(CHANNELS) + i for i in MIRRORED_LOCATION)]
     for axis in view.flips:
         at = 1 + AXES.index(axis)
-        seen = np.flip(probability_volume(net, np.flip(image, at), straight), at)
+        mirrored = None if region is None else region.flipped(at - 1, image.shape[at])
+        seen = np.flip(probability_volume(net, np.flip(image, at), straight, mirrored), at)
         channels = slice(None) if axis == "w" else slice(0, len(CHANNELS))
         total[channels] += (seen[swapped] if axis == "w" else seen)[channels]
         looks[channels] += 1
-    return total / looks[:, None, None, None]
+    total /= looks[:, None, None, None]
+    if region is None:
+        return total
+    kept = np.zeros_like(total)
+    kept[:, *region.box.slices] = total[:, *region.box.slices]
+    return kept
 
 
 def artery_accuracy(labels: np.ndarray, case: PreparedCase) -> float:

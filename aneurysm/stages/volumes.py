@@ -1,16 +1,26 @@
 """From a prepared case to what the networks see, and from their windows back to a whole volume."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from monai.inferers.utils import sliding_window_inference
-from torch import Tensor, nn
+from torch import nn
 
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.data.scan import Grid
+from aneurysm.stages.sliding import slide
+from aneurysm.stages.windows import Region, View, place
 
-AXES = "dhw"
+__all__ = [
+    "Region",
+    "View",
+    "aneurysm_target",
+    "ball",
+    "ball_voxels",
+    "network_image",
+    "probability_volume",
+    "vessel_target",
+]
+
 POINT_LESION_RADIUS_MM = 2.5  # sphere drawn where only a localizer point is known
 
 
@@ -66,46 +76,19 @@ def ball_voxels(grid: Grid, centre_mm: np.ndarray, radius_mm: float) -> np.ndarr
     return index[np.linalg.norm(grid.to_mm(index) - centre_mm, axis=-1) <= radius_mm]
 
 
-@dataclass(frozen=True)
-class View:
-    """How a network that was trained on patches looks at a whole volume.
+def probability_volume(
+    net: nn.Module,
+    inputs: np.ndarray | Sequence[np.ndarray],
+    view: View,
+    region: Region | None = None,
+) -> np.ndarray:
+    """Slide `net` over (c, d, h, w) float32 and return sigmoid probabilities (k, d, h, w) float32.
 
-    window: voxels per side of the sliding window; overlap: of neighbouring windows, as a share;
-    flips: axes among d, h, w. The mean is taken over the volume as it is and flipped along each of them;
-    every one costs another pass.
+    Args:
+        inputs: the channels, together or one by one.
+        region: what is wanted; None: all. Beyond the reach of its windows the probability is 0.
     """
-
-    window: int
-    overlap: float
-    flips: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or not 0 <= self.overlap < 1:
-            raise ValueError(
-                f"A window has at least one voxel and an overlap in 0..1, got {self.window}, {self.overlap}."
-            )
-        if unknown := sorted(set(self.flips) - set(AXES)):
-            raise ValueError(f"Volumes are flipped along d, h or w, not {', '.join(unknown)}.")
-
-
-@torch.no_grad()
-def probability_volume(net: nn.Module, inputs: np.ndarray, view: View) -> np.ndarray:
-    """Slide `net` over (c, d, h, w) float32 and return sigmoid probabilities (k, d, h, w) float32."""
-    device = next(net.parameters()).device
-    was_training = net.training
-    net.eval()
-    volume = torch.from_numpy(np.ascontiguousarray(inputs))[None].to(device)
-    views = []
-    for axes in ((), *((AXES.index(axis) - 3,) for axis in view.flips)):
-        logits: Tensor = sliding_window_inference(  # type: ignore[assignment]
-            volume.flip(axes),
-            roi_size=view.window,
-            sw_batch_size=2,
-            predictor=net,
-            overlap=view.overlap,
-            mode="gaussian",
-            padding_mode="replicate",
-        )
-        views.append(torch.sigmoid(logits[0].float()).flip(axes).cpu())
-    net.train(was_training)
-    return torch.stack(views).mean(0).numpy()
+    if region is None:
+        return slide(net, inputs, view)
+    placement = place(region.box, inputs[0].shape, view, region.exact)
+    return slide(net, inputs, view, placement.box, placement.starts)

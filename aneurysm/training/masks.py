@@ -17,8 +17,10 @@ from aneurysm.experiment import Experiment
 from aneurysm.losses.present import beside_of
 from aneurysm.runs.folders import StageRun
 from aneurysm.stages.processes import from_first, gathered, rank, shared
+from aneurysm.stages.roi import within
 from aneurysm.stages.stored import opened
 from aneurysm.stages.volumes import vessel_target
+from aneurysm.stages.windows import Box
 from aneurysm.vessels.hysteresis import RuleCounts, count_rules
 from aneurysm.vessels.lumen_rule import Choice, LumenRules, choose_rules
 
@@ -140,9 +142,13 @@ def spread(items: list[Any], count: int) -> list[Any]:
     )
 
 
-def overlap_row(case: PreparedCase, predicted: np.ndarray) -> dict[str, Any]:
-    """What the lumen mask of a held-out scan is worth: a row of `tables.OVERLAP`, NaN where nobody knows."""
-    figures = vessel_figures(predicted, vessel_target(case), case.grid, case.lesions, case.aneurysm)
+def overlap_row(case: PreparedCase, predicted: np.ndarray, box: Box | None) -> dict[str, Any]:
+    """What the lumen mask of a held-out scan is worth: a row of `tables.OVERLAP`, NaN where nobody knows.
+
+    Lumen counts where the net looked, inside `box`; aneurysms count wherever they are.
+    """
+    truth = vessel_target(within(case, box))
+    figures = vessel_figures(predicted, truth, case.grid, case.lesions, case.aneurysm)
     return {"series_uid": case.series_uid, "modality": case.modality, **figures.row()}
 
 

@@ -13,6 +13,7 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
 from aneurysm.stages.processes import shared
+from aneurysm.stages.roi import Roi, within
 from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import aneurysm_target
 from aneurysm.training.masks import (
@@ -25,6 +26,7 @@ from aneurysm.training.masks import (
 )
 from aneurysm.training.pictures import mask_pictures
 from aneurysm.training.products import WEIGHTS, product_path, save_weights
+from aneurysm.training.roi import roi_of
 
 
 def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
@@ -45,19 +47,25 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     )
     fit(run, module, data, s.epochs, cfg)
 
+    def looked_at(case: PreparedCase) -> Roi:
+        return roi_of(experiment, case.series_uid)
+
     def segmented(case: PreparedCase) -> dict[str, np.ndarray]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
-        return smart_net.segment(net, case, earlier, view_settings(s))
+        return smart_net.segment(net, case, earlier, view_settings(s), looked_at(case).region)
 
     some = [remembered(p) for p in experiment.paths(spread(judged, s.rule_scans))]
-    rules, chosen = chosen_rules(some, lambda case: segmented(case)["vessel"], s)
+    known = [within(case, looked_at(case).box) for case in some]
+    rules, chosen = chosen_rules(known, lambda case: segmented(case)["vessel"], s)
     rows = []
     for uid in shared(held_out):
         case = remembered(experiment.prepared[uid])
         probability = segmented(case)
         write_probabilities(product_path(run, uid), probability)
-        row = overlap_row(case, rules.of(case.modality)(probability["vessel"], case.grid))
-        sac = aneurysm_target(case)
+        row = overlap_row(
+            case, rules.of(case.modality)(probability["vessel"], case.grid), looked_at(case).box
+        )
+        sac = aneurysm_target(case)  # also one that was never looked at
         row["sac_recall"] = overlap(probability["aneurysm"] >= 0.5, sac).recall if sac is not None else np.nan
         rows.append(row)
     save_weights(run.folder / WEIGHTS, net)

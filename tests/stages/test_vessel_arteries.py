@@ -25,7 +25,7 @@ from aneurysm.stages.vessel import (
     names_arteries,
     vessels_and_names,
 )
-from aneurysm.stages.volumes import View
+from aneurysm.stages.windows import Box, Region, View
 
 SHAPE = (24, 24, 24)
 OTHER = LOCATIONS.index("Basilar Tip")
@@ -164,6 +164,18 @@ def test_flipped_looks_agree_about_names():
     assert np.isnan(artery_accuracy(labels, case_of(unnamed=True)))
     swapped = np.where(labels == VESSEL_LABEL[LEFT], VESSEL_LABEL[RIGHT], labels)
     assert 0.3 < artery_accuracy(swapped, case) < 0.7
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_region_is_named_as_in_the_whole_scan(exact: bool):
+    net = nn.Conv3d(1, 14, 1)  # sees single voxels: windows make no difference
+    view, box = View(8, 0.5, ("d", "h", "w")), Box((3, 9, 15), (12, 18, 21))
+    whole, names = vessels_and_names([net], case_of(), view, arteries=True)
+    lumen, labels = vessels_and_names([net], case_of(), view, arteries=True, region=Region(box, exact))
+    np.testing.assert_allclose(lumen[box.slices], whole[box.slices], atol=1e-6)
+    np.testing.assert_array_equal(labels[box.slices], names[box.slices])
+    lumen[box.slices] = 0
+    assert not lumen.any() and labels.any()
 
 
 def test_without_names_there_are_none():
