@@ -52,62 +52,123 @@ class Centreline:
     pinholes: np.ndarray  # (H, 3) RAS mm: rings of the mask that are none here, they fit into a junction
 
 
-def trace(
-    skeleton: Voxels, depth: np.ndarray, mask: Voxels, grid: Grid
-) -> Centreline:
+def trace(voxels: Voxels, depth: np.ndarray, skeleton: np.ndarray, grid: Grid) -> Centreline:
     """Follow the skeleton from junction to junction, drop noise spurs, smooth what is left.
 
     A spur is noise when it hardly leaves the sphere of its junction and is thin at its tip. A short FAT spur
     is how thinning shows the dome of a sidewall aneurysm, and is kept.
 
     Args:
-        skeleton: one voxel thick, as from `thin`.
-        depth: (V,) mm inside the vessel, of the skeleton's voxels.
-        mask: what was thinned.
+        voxels: of the mask.
+        depth: (n,) mm inside the vessel.
+        skeleton: (n,) bool, as from `thin`.
         grid: where the voxels lie.
     """
-    mm = grid.to_mm(skeleton.index)
-    net = chains_of(skeleton, mm, np.asarray(depth, float))
+    mm = _centred(voxels, depth, skeleton, grid)
+    net = chains_of(voxels.only(skeleton), mm, depth[skeleton])
     tidy(net, float(grid.spacing.min()))
     used = sorted({j for chain in net.chains for j in (chain.start, chain.end) if j != FREE})
     renamed = {old: new for new, old in enumerate(used)} | {FREE: FREE}
-    wall = Wall(mask, grid)
+    wall = Wall(voxels, grid)
+    junction = net.position[used].reshape(-1, 3)
     return Centreline(
-        branches=_branches(net, renamed, wall),
-        junction=net.position[used].reshape(-1, 3),
-        junction_radius=net.radius[used],
+        branches=_branches(net, renamed, voxels, wall, grid),
+        junction=junction,
+        junction_radius=np.maximum(net.radius[used], wall.distance(junction)),
         pruned=net.position[[j for j, _ in net.pruned]].reshape(-1, 3),
         pruned_reach=np.array([reach for _, reach in net.pruned], float),
         pinholes=np.reshape(net.loops, (-1, 3)).astype(float),
     )
 
 
-def _branches(net: Chains, renamed: dict[int, int], wall: Wall) -> tuple[Branch, ...]:
+def _centred(voxels: Voxels, depth: np.ndarray, skeleton: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where the axis passes each skeleton voxel, (V, 3) RAS mm: the mean of the deepest voxels around it.
+
+    The axis of a vessel two voxels wide lies between voxels; a skeleton has to take one side.
+    """
+    places = np.flatnonzero(skeleton)
+    near = np.column_stack([voxels.neighbours[places], places])
+    deep = np.append(depth, -np.inf)[near]
+    weight = np.maximum(deep - deep.max(1, keepdims=True) + float(grid.spacing.min()), 0) ** 2
+    index = np.concatenate([voxels.index, np.zeros((1, 3), np.int32)])[near]
+    return grid.to_mm((index * weight[..., None]).sum(1) / weight.sum(1, keepdims=True))
+
+
+def _branches(
+    net: Chains, renamed: dict[int, int], voxels: Voxels, wall: Wall, grid: Grid
+) -> tuple[Branch, ...]:
     """Gaussian smoothing along the lines with fixed ends; curvature from a smoother copy."""
-    lines, curves, widths = [], [], []
+    lines, curves = [], []
     for chain in net.chains:
-        points, width = net.mm[chain.voxels], net.depth[chain.voxels]
+        points = net.mm[chain.voxels]
         if chain.start != FREE:
             points = np.concatenate([net.position[[chain.start]], points])
-            width = np.concatenate([net.radius[[chain.start]], width])
         if chain.end != FREE:
             points = np.concatenate([points, net.position[[chain.end]]])
-            width = np.concatenate([width, net.radius[[chain.end]]])
         line = smooth_line(points, _SMOOTHING, chain.closed)
         curve = smooth_line(points, _CURVATURE_SMOOTHING, chain.closed)
         if chain.closed:
             line, curve = np.concatenate([line, line[:1]]), np.concatenate([curve, curve[:1]])
-            width = np.concatenate([width, width[:1]])
         lines.append(line)
         curves.append(_curvature(curve))
-        widths.append(width)
-    # The voxel nearest to the axis is half a voxel off it, and its depth too small by as much.
-    measured = wall.distance(np.concatenate(lines)) if lines else np.zeros(0)
-    parts = np.split(measured, np.cumsum([len(line) for line in lines])[:-1])
+    lines, curves = _with_ends(lines, curves, net, voxels, wall, grid)
+    radius = _split(wall.distance(np.concatenate(lines)), lines) if lines else []
     return tuple(
-        Branch(line, np.maximum(part, width), bend, renamed[chain.start], renamed[chain.end], chain.closed)
-        for chain, line, part, width, bend in zip(net.chains, lines, parts, widths, curves, strict=True)
+        Branch(line, width, bend, renamed[chain.start], renamed[chain.end], chain.closed)
+        for chain, line, width, bend in zip(net.chains, lines, radius, curves, strict=True)
     )
+
+
+def _with_ends(
+    lines: list[np.ndarray], curves: list[np.ndarray], net: Chains, voxels: Voxels, wall: Wall, grid: Grid
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Free ends moved to where the vessel's end is one radius ahead, or to the rim of the volume.
+
+    Thinning stops anywhere between there and the wall, the sooner the wider the vessel.
+    """
+    free = [
+        (i, side)
+        for i, chain in enumerate(net.chains)
+        for side, junction in ((0, chain.start), (1, chain.end))
+        if junction == FREE and not chain.closed and len(lines[i]) > 2
+    ]
+    if not free:
+        return lines, curves
+    step = 0.25 * float(grid.spacing.min())
+    radius = _split(wall.distance(np.concatenate(lines)), lines)
+    tips, headings, widths = np.zeros((len(free), 3)), np.zeros((len(free), 3)), np.zeros(len(free))
+    for k, (i, side) in enumerate(free):
+        points, width = (lines[i][::-1], radius[i][::-1]) if side else (lines[i], radius[i])
+        gap = np.linalg.norm(points - points[0], axis=1)
+        behind = np.flatnonzero(gap > max(width[: 1 + len(width) // 2].max(), 8 * step))
+        last = int(behind[0]) if len(behind) else len(points) - 1
+        tips[k], widths[k] = points[0], np.median(width[: last + 1])
+        headings[k] = (points[0] - points[last]) / max(gap[last], 1e-9)
+    ahead = np.arange(0, 3 * widths.max() + 8 * step, step)
+    index = np.rint(grid.to_index(tips[:, None] + ahead[:, None] * headings[:, None])).astype(int)
+    out = voxels.find(index) == len(voxels)
+    out[:, -1] = True
+    first = np.argmax(out, axis=1)
+    exit_ = index[np.arange(len(free)), first]
+    rim = ((exit_ < 0) | (exit_ >= grid.shape)).any(1)
+    reach = np.where(rim, ahead[first], ahead[first] - widths)
+    lines, curves = list(lines), list(curves)
+    for (i, side), tip, heading, width, more in zip(free, tips, headings, widths, reach, strict=True):
+        points, bend = (lines[i][::-1], curves[i][::-1]) if side else (lines[i], curves[i])
+        arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+        if more > step:
+            extra = tip + heading * np.linspace(min(more, 3 * width), 0, int(more / (4 * step)) + 2)[:-1, None]
+            points, bend = np.concatenate([extra, points]), np.concatenate([np.repeat(bend[0], len(extra)), bend])
+        elif more < -step and arc[-1] > 4 * width:
+            keep = arc > -more
+            start = np.stack([np.interp(-more, arc, points[:, k]) for k in range(3)])[None]
+            points, bend = np.concatenate([start, points[keep]]), np.concatenate([bend[:1], bend[keep]])
+        lines[i], curves[i] = (points[::-1], bend[::-1]) if side else (points, bend)
+    return lines, curves
+
+
+def _split(values: np.ndarray, lines: list[np.ndarray]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(line) for line in lines])[:-1])
 
 
 def smooth_line(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:

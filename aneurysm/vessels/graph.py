@@ -141,7 +141,7 @@ def build_graph(mask: np.ndarray | Voxels, grid: Grid, node_spacing_mm: float = 
         return _empty()
     deep = depth(voxels, grid.spacing)
     skeleton = thin(voxels, deep, float(grid.spacing.min()))
-    line = trace(voxels.only(skeleton), deep[skeleton], voxels, grid)
+    line = trace(voxels, deep, skeleton, grid)
     nodes = NodeLayer(line, node_spacing_mm)
     path, mm = nodes.path(), grid.to_mm(voxels.index)
     tree = KDTree(path.position)
