@@ -14,7 +14,7 @@ from aneurysm.vessels.chains import FREE, Chains, chains_of, tidy
 from aneurysm.vessels.depth import Wall
 from aneurysm.vessels.voxels import Voxels
 
-_SMOOTHING = 2.0  # voxels; unbiased length (a raw chain is 14-22 % too long)
+_SMOOTHING = 1.5  # voxels; unbiased length (a raw chain is 14-22 % too long)
 _CURVATURE_SMOOTHING = 3.0  # voxels; sharper curves are voxel noise
 
 

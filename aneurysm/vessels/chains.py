@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from aneurysm.vessels.voxels import Voxels
 
 FREE = -1  # a chain end that is not at a junction
-_BRIDGE = 1.2  # junctions closer than so many radii are one: a crossing, not two bifurcations
+_BRIDGE = 1.6  # junctions closer than so many radii are one: a crossing, not two bifurcations
 _OUT_MM = 1.0  # a thin spur that sticks out of its junction's sphere by less is roughness
 
 
@@ -161,9 +161,11 @@ def _noise(net: Chains, voxel_mm: float) -> dict[int, float]:
         junction = max(chain.start, chain.end)
         tip = chain.voxels[-1] if chain.start != FREE else chain.voxels[0]
         reach = float(np.linalg.norm(net.mm[tip] - position[junction]))
-        fat = depth[tip] >= max(0.55 * radius[junction], 1.9 * voxel_mm)
+        # Not so the corner of a thick elbow: its spheres stay within the junction's.
+        out = reach + depth[tip] - radius[junction]
+        fat = depth[tip] >= max(0.55 * radius[junction], 1.9 * voxel_mm) and out >= 0.3 * depth[tip]
         if reach < radius[junction] + _OUT_MM and not fat:
-            noise[i] = (reach + depth[tip] - radius[junction]) / radius[junction]
+            noise[i] = out / radius[junction]
     for members in _meeting(net.chains).values():
         if all(i in noise for i in members):  # a blob: something must stay
             del noise[max(members, key=lambda i: noise[i])]

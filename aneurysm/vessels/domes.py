@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from aneurysm.vessels.voxels import Voxels
 
 _ASIDE = 0.5  # radii of its own sphere that a dome's centre lies off the centreline at least
+_BESIDE = 0.8  # vessel radii that it lies off it at least: what is nearer is the inner side of a bend
 _OUT = 0.3  # radii of its own sphere that it sticks out of the vessel at least
 _SMALLEST = 1.5  # voxels; a smaller sphere is roughness
 
@@ -34,7 +35,7 @@ def domes(
     """
     chosen = np.flatnonzero(
         (depth >= _SMALLEST * voxel_mm)
-        & (gap >= np.maximum(_ASIDE * depth, voxel_mm))
+        & (gap >= np.maximum(np.maximum(_ASIDE * depth, _BESIDE * vessel_radius), voxel_mm))
         & (gap + depth >= vessel_radius + np.maximum(_OUT * depth, voxel_mm))
     )
     around = np.append(depth, 0.0)[voxels.neighbours[chosen]]
