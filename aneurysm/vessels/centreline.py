@@ -91,7 +91,15 @@ def _centred(voxels: Voxels, depth: np.ndarray, skeleton: np.ndarray, grid: Grid
     deep = np.append(depth, -np.inf)[near]
     weight = np.maximum(deep - deep.max(1, keepdims=True) + float(grid.spacing.min()), 0) ** 2
     index = np.concatenate([voxels.index, np.zeros((1, 3), np.int32)])[near]
-    return grid.to_mm((index * weight[..., None]).sum(1) / weight.sum(1, keepdims=True))
+    mm = grid.to_mm((index * weight[..., None]).sum(1) / weight.sum(1, keepdims=True))
+    # A tip moves sideways only.
+    before = np.append(skeleton, False)[near[:, :-1]]
+    tip = np.flatnonzero(before.sum(1) == 1)
+    home = grid.to_mm(voxels.index[places[tip]])
+    along = home - grid.to_mm(voxels.index[near[tip, np.argmax(before[tip], axis=1)]])
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    mm[tip] -= ((mm[tip] - home) * along).sum(1, keepdims=True) * along
+    return mm
 
 
 def _branches(

@@ -12,7 +12,7 @@ from aneurysm.vessels.voxels import Voxels
 _ASIDE = 0.5  # radii of its own sphere that a dome's centre lies off the centreline at least
 _BESIDE = 0.8  # vessel radii that it lies off it at least: what is nearer is the inner side of a bend
 _OUT = 0.3  # radii of its own sphere that it sticks out of the vessel at least
-_SMALLEST = 1.5  # voxels; a smaller sphere is roughness
+_SMALLEST = 1.9  # voxels; a smaller sphere is roughness
 
 
 def domes(
