@@ -72,12 +72,11 @@ class Wall:
         for column in np.flatnonzero(np.abs(STEPS).sum(1) == 1):
             beside = index[near[:, column] == len(voxels)] + STEPS[column].astype(np.int32)
             parts.append(beside[((beside >= 0) & (beside < grid.shape)).all(1)])
-        outside = np.unique(np.ravel_multi_index(tuple(np.concatenate(parts).T), grid.shape))
+        outside = np.concatenate(parts)  # some more than once, which costs less than to look for them
         self.unknown = float(np.min(np.array(grid.shape) * grid.spacing)) / 2
         self.tree = None
         if len(outside):
-            mm = grid.to_mm(np.stack(np.unravel_index(outside, grid.shape), axis=-1))
-            self.tree = KDTree(mm, balanced_tree=False, compact_nodes=False)
+            self.tree = KDTree(grid.to_mm(outside), balanced_tree=False, compact_nodes=False)
 
     def distance(self, mm: np.ndarray) -> np.ndarray:
         """Of points (m, 3) RAS mm, (m,) in mm."""

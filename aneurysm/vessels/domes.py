@@ -51,15 +51,20 @@ def domes(
 
 
 def anchors(
-    centre: np.ndarray, piece: np.ndarray, position: np.ndarray, radius: np.ndarray, node_piece: np.ndarray
+    centre: np.ndarray,
+    piece: np.ndarray,
+    position: np.ndarray,
+    radius: np.ndarray,
+    node_piece: np.ndarray,
+    nearest: np.ndarray,
 ) -> np.ndarray:
-    """The centreline node (k,) from whose vessel each dome sticks out: of its own piece, the nearest surface."""
+    """The node (k,) from whose vessel each dome sticks out: of its own piece, that with the nearest surface.
+
+    `nearest` (k,) is taken where no node nearby is known to be of the same piece.
+    """
     _, near = KDTree(position).query(centre, k=min(16, len(position)))
     near = np.reshape(near, (len(centre), -1))
     gap = np.linalg.norm(position[near] - centre[:, None], axis=-1) - radius[near]
     same = node_piece[near] == piece[:, None]
-    result = near[np.arange(len(centre)), np.argmin(np.where(same, gap, np.inf), axis=1)]
-    for i in np.flatnonzero(~same.any(1)):  # its own vessel is not among the nearest
-        mine = np.flatnonzero(node_piece == piece[i])
-        result[i] = mine[np.argmin(np.linalg.norm(position[mine] - centre[i], axis=1))]
-    return result
+    chosen = near[np.arange(len(centre)), np.argmin(np.where(same, gap, np.inf), axis=1)]
+    return np.where(same.any(1), chosen, nearest)

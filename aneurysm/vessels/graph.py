@@ -144,15 +144,22 @@ def build_graph(mask: np.ndarray | Voxels, grid: Grid, node_spacing_mm: float = 
     line = trace(voxels, deep, skeleton, grid)
     nodes = NodeLayer(line, node_spacing_mm)
     path, mm = nodes.path(), grid.to_mm(voxels.index)
-    tree = KDTree(path.position)
-    gap, nearest = (np.asarray(found) for found in tree.query(mm))
+    gap, nearest = (np.asarray(found) for found in KDTree(path.position).query(mm))
     middle = domes(voxels, mm, deep, gap, path.radius[nearest], float(grid.spacing.max()))
     if len(middle):
         _, piece = pieces(voxels)
-        near = KDTree(mm).query(nodes.topology()["position"])[1]
-        nodes.add_domes(mm[middle], deep[middle], piece[middle], piece[near])
+        home = np.rint(grid.to_index(nodes.topology()["position"]))
+        nodes.add_domes(
+            mm[middle],
+            deep[middle],
+            piece[middle],
+            np.append(piece, -1)[voxels.find(home)],
+            path.node[nearest[middle]],
+        )
+        beside, dome = (np.asarray(found) for found in KDTree(mm[middle]).query(mm))
+        nearer = beside < gap
+        gap[nearer], nearest[nearer] = beside[nearer], len(path.position) + dome[nearer]
         path = nodes.path()
-        gap, nearest = (np.asarray(found) for found in KDTree(path.position).query(mm))
     topology = nodes.topology()
     described = describe_nodes(path, topology, line, Body(mm, deep, gap, nearest, grid))
     return VesselGraph(

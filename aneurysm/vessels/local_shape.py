@@ -13,7 +13,7 @@ from aneurysm.data.scan import Grid
 SMALL_BALL_MM: Final = 4.0
 BALL_MM: Final = 6.0
 _PRODUCTS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric 3 x 3 matrix
-_AT_ONCE = 1024  # nodes; bounds the memory
+_AT_ONCE = 256  # nodes; bounds the memory
 
 
 def outside_tubes(mm: np.ndarray, centres: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -44,11 +44,11 @@ class Balls:
     offset: np.ndarray
 
 
-def within(position: np.ndarray, tree: KDTree, radius: float) -> sparse.csr_matrix:
+def within(position: np.ndarray, tree: KDTree, radius: float) -> sparse.coo_matrix:
     """Which points of a tree lie within a radius of each position: (N, n) of ones."""
     found = KDTree(position).sparse_distance_matrix(tree, radius + 1e-6, output_type="ndarray")
     shape = (len(position), tree.n)
-    return sparse.coo_matrix((np.ones(len(found), np.float32), (found["i"], found["j"])), shape=shape).tocsr()
+    return sparse.coo_matrix((np.ones(len(found)), (found["i"], found["j"])), shape=shape)
 
 
 def ball_sums(
@@ -76,7 +76,7 @@ def ball_sums(
     powers = np.column_stack([np.ones(len(mm)), away, *[away[:, i] * away[:, j] for i, j in _PRODUCTS]])
     sums = np.concatenate(
         [
-            within(position[i : i + _AT_ONCE], tree, SMALL_BALL_MM).astype(float) @ powers
+            within(position[i : i + _AT_ONCE], tree, SMALL_BALL_MM) @ powers
             for i in range(0, count, _AT_ONCE)
         ]
     )

@@ -100,7 +100,12 @@ class NodeLayer:
         )
 
     def add_domes(
-        self, centre: np.ndarray, radius: np.ndarray, piece: np.ndarray, node_piece: np.ndarray
+        self,
+        centre: np.ndarray,
+        radius: np.ndarray,
+        piece: np.ndarray,
+        node_piece: np.ndarray,
+        nearest: np.ndarray,
     ) -> None:
         """Link a node at the middle of each dome (k, 3) to the centreline.
 
@@ -108,10 +113,11 @@ class NodeLayer:
             centre: (k, 3) RAS mm.
             radius: (k,) mm.
             piece: (k,) piece of the mask that each lies in.
-            node_piece: (N,) the same of the nodes so far.
+            node_piece: (N,) the same of the nodes so far, -1 where it is not known.
+            nearest: (k,) node of the centreline point nearest to each.
         """
         position, many = np.concatenate(self.positions), len(centre)
-        home = anchors(centre, piece, position, np.concatenate(self.radii), node_piece)
+        home = anchors(centre, piece, position, np.concatenate(self.radii), node_piece, nearest)
         away = centre - position[home]
         length = np.maximum(np.linalg.norm(away, axis=1), 1e-3)
         ids, segment = self.count + np.arange(many), self.segments + np.arange(many)

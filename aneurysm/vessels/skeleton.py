@@ -82,7 +82,7 @@ def thin(voxels: Voxels, depth: np.ndarray, step_mm: float) -> np.ndarray:
     code = np.zeros((count + 1, 4), np.uint8)
     code[:count] = np.packbits(near < count, axis=1, bitorder="little")
     code = code.view("<u4")[:, 0].astype(np.uint32)
-    there = np.ones(count, bool)
+    there = np.append(np.ones(count, bool), False)
     # Tips are judged before the eight passes: within them any border looks like a comb of tips.
     tip = np.bitwise_count(code) <= 1
     corner = voxels.index.min(0) if count else 0
@@ -110,14 +110,15 @@ def thin(voxels: Voxels, depth: np.ndarray, step_mm: float) -> np.ndarray:
                 if not len(gone):
                     continue
                 there[gone] = False
-                admitted[gone] = False
                 around = near[gone].ravel()
+                left = there[around]
+                around = around[left]
                 # No two of a pass touch, so every (voxel, bit) is met once.
-                np.subtract.at(code, around, np.tile(_OPPOSITE, len(gone)))
-                code[count] = 0
+                np.subtract.at(code, around, np.tile(_OPPOSITE, len(gone))[left])
                 # A voxel that could not go is asked again only when a neighbour has gone.
-                last[around] = np.arange(len(around), dtype=np.int32)
-                around = around[last[around] == np.arange(len(around), dtype=np.int32)]
+                once = np.arange(len(around), dtype=np.int32)
+                last[around] = once
+                around = around[last[around] == once]
                 changed.append(around)
                 again = around[admitted[around] & ~queued[around]]
                 queued[again] = True
@@ -128,7 +129,7 @@ def thin(voxels: Voxels, depth: np.ndarray, step_mm: float) -> np.ndarray:
                         waiting[q].append(chosen)
             for around in changed:
                 tip[around] = np.bitwise_count(code[around]) <= 1
-    return there
+    return there[:count]
 
 
 def inside_distance(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
