@@ -144,30 +144,49 @@ def _with_ends(
         return lines, curves
     step = 0.25 * float(grid.spacing.min())
     radius = _split(wall.distance(np.concatenate(lines)), lines)
+    lines, curves = list(lines), list(curves)
     tips, headings, widths = np.zeros((len(free), 3)), np.zeros((len(free), 3)), np.zeros(len(free))
     for k, (i, side) in enumerate(free):
         points, width = (lines[i][::-1], radius[i][::-1]) if side else (lines[i], radius[i])
         gap = np.linalg.norm(points - points[0], axis=1)
+        # Where the radius grows by half the way or more, the line has run on towards the wall.
+        over = int(np.argmax((width - 0.5 * gap)[: max(1, len(width) // 2)]))
+        if over:
+            points, width, gap = points[over:], width[over:], gap[over:] - gap[over]
+            kept = slice(None, len(points)) if side else slice(over, None)
+            lines[i], curves[i], radius[i] = lines[i][kept], curves[i][kept], radius[i][kept]
         behind = np.flatnonzero(gap > max(width[: 1 + len(width) // 2].max(), 8 * step))
         last = int(behind[0]) if len(behind) else len(points) - 1
-        tips[k], widths[k] = points[0], np.median(width[: last + 1])
+        tips[k], widths[k] = points[0], max(float(np.median(width[: last + 1])), float(width[0]))
         headings[k] = (points[0] - points[last]) / max(gap[last], 1e-9)
     ahead = np.arange(0, 3 * widths.max() + 8 * step, step)
-    index = np.rint(grid.to_index(tips[:, None] + ahead[:, None] * headings[:, None])).astype(int)
+    ray = tips[:, None] + ahead[:, None] * headings[:, None]  # (k, steps, 3)
+    index = np.rint(grid.to_index(ray)).astype(int)
     out = voxels.find(index) == len(voxels)
     out[:, -1] = True
     first = np.argmax(out, axis=1)
     exit_ = index[np.arange(len(free)), first]
     rim = ((exit_ < 0) | (exit_ >= grid.shape)).any(1)
-    reach = np.where(rim, ahead[first], ahead[first] - widths)
-    lines, curves = list(lines), list(curves)
+    # In a sac the radius grows on the way: not beyond where the wall ahead is as near as that beside.
+    inner = np.arange(len(ahead)) < first[:, None]
+    beside = np.zeros(out.shape)
+    beside[inner] = wall.distance(ray[inner])
+    left = ahead[first][:, None] - ahead
+    there = ahead[np.argmax((beside >= left - step) | ~inner, axis=1)]
+    reach = np.where(rim, ahead[first], np.minimum(ahead[first] - widths, there))
+    lone = [chain.start == chain.end == FREE for chain in net.chains]
     for (i, side), tip, heading, width, more in zip(free, tips, headings, widths, reach, strict=True):
         points, bend = (lines[i][::-1], curves[i][::-1]) if side else (lines[i], curves[i])
         arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
         if more > step:
-            extra = tip + heading * np.linspace(min(more, 3 * width), 0, int(more / (4 * step)) + 2)[:-1, None]
-            points, bend = np.concatenate([extra, points]), np.concatenate([np.repeat(bend[0], len(extra)), bend])
-        elif more < -step and arc[-1] > 4 * width:
+            extra = (
+                tip + heading * np.linspace(min(more, 3 * width), 0, int(more / (4 * step)) + 2)[:-1, None]
+            )
+            points, bend = (
+                np.concatenate([extra, points]),
+                np.concatenate([np.repeat(bend[0], len(extra)), bend]),
+            )
+        elif more < -step and arc[-1] + more > (2.5 if lone[i] else 0.5) * width:
             keep = arc > -more
             start = np.stack([np.interp(-more, arc, points[:, k]) for k in range(3)])[None]
             points, bend = np.concatenate([start, points[keep]]), np.concatenate([bend[:1], bend[keep]])

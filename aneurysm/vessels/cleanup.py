@@ -29,9 +29,7 @@ def clean_mask(
     return clean_voxels(Voxels.of(mask), grid, smallest_mm3, hole_mm3).to_volume()
 
 
-def clean_voxels(
-    voxels: Voxels, grid: Grid, smallest_mm3: float = 20.0, hole_mm3: float = 10.0
-) -> Voxels:
+def clean_voxels(voxels: Voxels, grid: Grid, smallest_mm3: float = 20.0, hole_mm3: float = 10.0) -> Voxels:
     """As `clean_mask`, from and to the list of voxels: no volume is made."""
     _, piece = pieces(voxels)
     large = np.bincount(piece) * grid.voxel_mm3 >= smallest_mm3

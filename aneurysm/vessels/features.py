@@ -204,9 +204,7 @@ def _inscribed(path: PathPoints, topology: Mapping[str, np.ndarray], body: Body)
     centre = np.concatenate([path.position, body.mm[deeper]])
     size = np.concatenate([path.radius, body.depth[deeper]])
     reach = np.maximum(1.5 * radius, 1.0)
-    found = KDTree(position).sparse_distance_matrix(
-        KDTree(centre), float(reach.max()), output_type="ndarray"
-    )
+    found = KDTree(position).sparse_distance_matrix(KDTree(centre), float(reach.max()), output_type="ndarray")
     found = found[found["v"] <= reach[found["i"]]]
     result = radius.copy()
     np.maximum.at(result, found["i"], size[found["j"]])

@@ -75,10 +75,7 @@ def ball_sums(
     away = mm - middle  # near zero, or the products lose digits
     powers = np.column_stack([np.ones(len(mm)), away, *[away[:, i] * away[:, j] for i, j in _PRODUCTS]])
     sums = np.concatenate(
-        [
-            within(position[i : i + _AT_ONCE], tree, SMALL_BALL_MM) @ powers
-            for i in range(0, count, _AT_ONCE)
-        ]
+        [within(position[i : i + _AT_ONCE], tree, SMALL_BALL_MM) @ powers for i in range(0, count, _AT_ONCE)]
     )
     mass = np.maximum(sums[:, 0], 1)
     mean = sums[:, 1:4] / mass[:, None]
