@@ -7,7 +7,6 @@ G edge features. Positions are RAS mm.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open

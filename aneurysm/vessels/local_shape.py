@@ -91,12 +91,12 @@ def ball_sums(
     deepest, small = np.zeros(count), np.zeros(count)
     if bulge.any():
         outside = KDTree(mm[bulge])
-        near = within(position, outside, BALL_MM).tocsr()
+        near = within(position, outside, BALL_MM)
         weight = depth[bulge]
         columns = np.column_stack([np.ones(len(weight)), weight, weight[:, None] * mm[bulge]])
         extra = near @ columns
         small = outside.query_ball_point(position, SMALL_BALL_MM + 1e-6, return_length=True).astype(float)
-        deepest = near.multiply(weight).max(axis=1).toarray().ravel()
+        np.maximum.at(deepest, near.row, weight[near.col])
     centre = np.where(extra[:, 1:2] > 0, extra[:, 2:5] / np.maximum(extra[:, 1:2], 1e-6), position)
     return Balls(
         small_mm3=sums[:, 0] * voxel_mm3,

@@ -1,4 +1,4 @@
-"""Pieces and cavities of a mask, found on its runs: a run is linked to those beside it, nothing is labelled."""
+"""Pieces and cavities of a mask, found on its runs: a run is linked to those beside it, no volume is made."""
 
 import numpy as np
 from scipy import sparse

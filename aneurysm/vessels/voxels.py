@@ -62,7 +62,7 @@ class Voxels:
 
     @cached_property
     def neighbours(self) -> np.ndarray:
-        """Place in the list of the neighbour at each of the 26 STEPS, n where there is none: (n, 26) int32."""
+        """Place in the list of the neighbour at each of the 26 STEPS, n where none is: (n, 26) int32."""
         count, key = len(self), self.key
         table = np.full((count, 26), count, np.int32)
         here = np.arange(count, dtype=np.int32)
@@ -99,7 +99,7 @@ class Voxels:
         return np.where(hit, place, len(self))
 
     def to_volume(self, values: np.ndarray | bool = True) -> np.ndarray:
-        """A volume (d, h, w) with values (n,) at the voxels and zero elsewhere; a mask when none are given."""
+        """A volume (d, h, w) with values (n,) at the voxels, zero elsewhere; a mask when none are given."""
         filled = np.asarray(values)
         volume = np.zeros(self.shape, filled.dtype)
         volume[tuple(self.index.T)] = filled

@@ -1,5 +1,6 @@
 """Synthetic vessel trees for the tests: unions of capsules with changing radius."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def analytic_tree(kind: str, rng: np.random.Generator, spacing: Sequence[float])
     if kind in ("ring", "arc"):
         turn = np.linspace(0, 2 * np.pi if kind == "ring" else 3.0, 40)[:, None]
         points = at + 11 * (np.cos(turn) * along + np.sin(turn) * side)
-        parts = [(a, b, wide, wide) for a, b in zip(points[:-1], points[1:], strict=True)]
+        parts = [(a, b, wide, wide) for a, b in itertools.pairwise(points)]
         return Analytic(parts, 0, 0 if kind == "ring" else 2, int(kind == "ring"), [])
     if kind == "cross":
         other = towards(rng.uniform(65, 90))
