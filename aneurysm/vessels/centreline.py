@@ -7,13 +7,14 @@ branch. World positions are RAS mm.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, sparse
-from scipy.sparse.csgraph import connected_components
+from scipy import ndimage
 
 from aneurysm.data.scan import Grid
+from aneurysm.vessels.chains import FREE, Chains, chains_of, tidy
+from aneurysm.vessels.depth import Wall
+from aneurysm.vessels.voxels import Voxels
 
-_FREE = -1  # a branch end that is not at a junction
-_SMOOTHING = 2.0  # voxels; unbiased length (a raw chain is 14-22 % too long)
+_SMOOTHING = 1.5  # voxels; unbiased length (a raw chain is 14-22 % too long)
 _CURVATURE_SMOOTHING = 3.0  # voxels; sharper curves are voxel noise
 
 
@@ -48,230 +49,153 @@ class Centreline:
     junction_radius: np.ndarray  # (J,) mm
     pruned: np.ndarray  # (Q, 3) RAS mm: where a thin spur was removed
     pruned_reach: np.ndarray  # (Q,) how far the spur stuck out of the junction's sphere, in junction radii
+    pinholes: np.ndarray  # (H, 3) RAS mm: rings of the mask that are none here, they fit into a junction
 
 
-@dataclass
-class _Chain:
-    """Voxels of a branch in order, with the junctions at both ends."""
-
-    voxels: list[int]
-    start: int
-    end: int
-    closed: bool = False
-
-
-def trace(skeleton: np.ndarray, distance: np.ndarray, grid: Grid) -> Centreline:
+def trace(voxels: Voxels, depth: np.ndarray, skeleton: np.ndarray, grid: Grid) -> Centreline:
     """Follow the skeleton from junction to junction, drop noise spurs, smooth what is left.
 
     A spur is noise when it hardly leaves the sphere of its junction and is thin at its tip. A short FAT spur
     is how thinning shows the dome of a sidewall aneurysm, and is kept.
 
     Args:
-        skeleton: (d, h, w) bool, one voxel thick.
-        distance: (d, h, w) depth inside the vessel in mm.
+        voxels: of the mask.
+        depth: (n,) mm inside the vessel.
+        skeleton: (n,) bool, as from `thin`.
         grid: where the voxels lie.
     """
-    voxels = np.argwhere(skeleton)
-    mm = grid.to_mm(voxels)
-    depth = distance[skeleton].astype(float)
-    near = _neighbours(skeleton, voxels)
-    chains, cluster = _chains(near)
-    count = int(cluster.max(initial=-1)) + 1
-    member = cluster >= 0
-    size = np.maximum(np.bincount(cluster[member], minlength=count), 1)
-    position = np.stack(
-        [np.bincount(cluster[member], mm[member, k], minlength=count) / size for k in range(3)], axis=-1
-    )
-    radius = np.zeros(count)
-    np.maximum.at(radius, cluster[member], depth[member])
-    core = np.zeros(count, int)  # the deepest voxel of a junction stands for it when two branches are joined
-    order = np.flatnonzero(member)[np.argsort(depth[member], kind="stable")]
-    core[cluster[order]] = order
-
-    linked = {j for chain in chains for j in (chain.start, chain.end)}
-    chains += [_Chain([int(core[j])], _FREE, _FREE) for j in range(count) if j not in linked]
-
-    pruned: list[tuple[int, float]] = []
-    while True:
-        noise = _noise(chains, mm, depth, position, radius, float(grid.spacing.min()))
-        pruned += [(max(chains[i].start, chains[i].end), reach) for i, reach in noise.items()]
-        chains = _join([chain for i, chain in enumerate(chains) if i not in noise], core)
-        if not noise:
-            break
-    used = sorted({j for chain in chains for j in (chain.start, chain.end) if j != _FREE})
-    renamed = {old: new for new, old in enumerate(used)} | {_FREE: _FREE}
-    branches = tuple(
-        _smooth(chain, mm, depth, position, radius, renamed[chain.start], renamed[chain.end])
-        for chain in chains
-    )
+    mm = _centred(voxels, depth, skeleton, grid)
+    net = chains_of(voxels.only(skeleton), mm, depth[skeleton])
+    tidy(net, float(grid.spacing.min()))
+    used = sorted({j for chain in net.chains for j in (chain.start, chain.end) if j != FREE})
+    renamed = {old: new for new, old in enumerate(used)} | {FREE: FREE}
+    wall = Wall(voxels, grid)
+    junction = net.position[used].reshape(-1, 3)
     return Centreline(
-        branches=branches,
-        junction=position[used].reshape(-1, 3),
-        junction_radius=radius[used],
-        pruned=position[[j for j, _ in pruned]].reshape(-1, 3),
-        pruned_reach=np.array([reach for _, reach in pruned], float),
+        branches=_branches(net, renamed, voxels, wall, grid),
+        junction=junction,
+        junction_radius=np.maximum(net.radius[used], wall.distance(junction)),
+        pruned=net.position[[j for j, _ in net.pruned]].reshape(-1, 3),
+        pruned_reach=np.array([reach for _, reach in net.pruned], float),
+        pinholes=np.reshape(net.loops, (-1, 3)).astype(float),
     )
 
 
-def _neighbours(skeleton: np.ndarray, voxels: np.ndarray) -> list[list[int]]:
-    """Indices of the 26-neighbours of every skeleton voxel."""
-    number = np.full(np.array(skeleton.shape) + 2, -1, np.int64)
-    number[tuple((voxels + 1).T)] = np.arange(len(voxels))
-    steps = np.argwhere(np.ones((3, 3, 3))) - 1
-    steps = steps[np.any(steps != 0, axis=1)]
-    found = number[tuple(np.moveaxis(voxels[:, None] + 1 + steps, -1, 0))]  # (V, 26)
-    return [row[row >= 0].tolist() for row in found]
+def _centred(voxels: Voxels, depth: np.ndarray, skeleton: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where the axis passes each skeleton voxel, (V, 3) RAS mm: the mean of the deepest voxels around it.
+
+    The axis of a vessel two voxels wide lies between voxels; a skeleton has to take one side.
+    """
+    places = np.flatnonzero(skeleton)
+    near = np.column_stack([voxels.neighbours[places], places])
+    deep = np.append(depth, -np.inf)[near]
+    weight = np.maximum(deep - deep.max(1, keepdims=True) + float(grid.spacing.min()), 0) ** 2
+    index = np.concatenate([voxels.index, np.zeros((1, 3), np.int32)])[near]
+    mm = grid.to_mm((index * weight[..., None]).sum(1) / weight.sum(1, keepdims=True))
+    # A tip moves sideways only.
+    before = np.append(skeleton, False)[near[:, :-1]]
+    tip = np.flatnonzero(before.sum(1) == 1)
+    home = grid.to_mm(voxels.index[places[tip]])
+    along = home - grid.to_mm(voxels.index[near[tip, np.argmax(before[tip], axis=1)]])
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    mm[tip] -= ((mm[tip] - home) * along).sum(1, keepdims=True) * along
+    return mm
 
 
-def _chains(near: list[list[int]]) -> tuple[list[_Chain], np.ndarray]:
-    """Split the voxels at those with three or more neighbours; also the junction of each voxel, or -1."""
-    total = len(near)
-    crossing = np.array([len(n) > 2 for n in near], bool)
-    pairs = [(i, j) for i in np.flatnonzero(crossing) for j in near[i] if crossing[j]]
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    touching = sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(total, total))
-    cluster = np.full(total, -1)
-    if crossing.any():
-        _, piece = connected_components(touching, directed=False)
-        cluster[crossing] = np.unique(piece[crossing], return_inverse=True)[1]
-
-    seen = crossing.copy()
-
-    def walk(first: int) -> list[int]:
-        line = [first]
-        seen[first] = True
-        while True:
-            following = [j for j in near[line[-1]] if not seen[j]]
-            if not following:
-                return line
-            line.append(following[0])
-            seen[following[0]] = True
-
-    def junctions(voxel: int) -> list[int]:
-        return [int(cluster[j]) for j in near[voxel] if crossing[j]]
-
-    chains = []
-    plain = np.flatnonzero(~crossing)
-    tips = [i for i in plain if len(near[i]) < 2 or any(crossing[j] for j in near[i])]
-    for first in [*tips, *plain]:  # what is left after the tips are rings
-        if seen[first]:
-            continue
-        line = walk(int(first))
-        ends = [junctions(line[0]), junctions(line[-1])]
-        if len(line) == 1:
-            pair = [*ends[0], _FREE, _FREE][:2]
-            chains.append(_Chain(line, pair[0], pair[1]))
-        else:
-            closed = not ends[0] and not ends[1] and len(line) > 3 and line[0] in near[line[-1]]
-            chains.append(_Chain(line, [*ends[0], _FREE][0], [*ends[1], _FREE][0], closed))
-    return chains, cluster
+def _branches(
+    net: Chains, renamed: dict[int, int], voxels: Voxels, wall: Wall, grid: Grid
+) -> tuple[Branch, ...]:
+    """Gaussian smoothing along the lines with fixed ends; curvature from a smoother copy."""
+    lines, curves = [], []
+    for chain in net.chains:
+        points = net.mm[chain.voxels]
+        if chain.start != FREE:
+            points = np.concatenate([net.position[[chain.start]], points])
+        if chain.end != FREE:
+            points = np.concatenate([points, net.position[[chain.end]]])
+        line = smooth_line(points, _SMOOTHING, chain.closed)
+        curve = smooth_line(points, _CURVATURE_SMOOTHING, chain.closed)
+        if chain.closed:
+            line, curve = np.concatenate([line, line[:1]]), np.concatenate([curve, curve[:1]])
+        lines.append(line)
+        curves.append(_curvature(curve))
+    lines, curves = _with_ends(lines, curves, net, voxels, wall, grid)
+    radius = _split(wall.distance(np.concatenate(lines)), lines) if lines else []
+    return tuple(
+        Branch(line, width, bend, renamed[chain.start], renamed[chain.end], chain.closed)
+        for chain, line, width, bend in zip(net.chains, lines, radius, curves, strict=True)
+    )
 
 
-def _noise(
-    chains: list[_Chain],
-    mm: np.ndarray,
-    depth: np.ndarray,
-    position: np.ndarray,
-    radius: np.ndarray,
-    voxel_mm: float,
-) -> dict[int, float]:
-    """Chains to drop, with how far each reaches beyond its junction's sphere in junction radii."""
-    noise: dict[int, float] = {}
-    lengths: dict[tuple[int, int], tuple[int, float]] = {}
-    for i, chain in enumerate(chains):
-        if chain.start == _FREE and chain.end == _FREE:
-            continue
-        points = mm[chain.voxels]
-        if chain.start != _FREE and chain.end != _FREE:
-            length = float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum()) + 2 * voxel_mm
-            if length > 2 * max(radius[chain.start], radius[chain.end]):
-                continue
-            if chain.start == chain.end:  # a loop inside the junction's own sphere
-                noise[i] = 0.0
-                continue
-            key = (min(chain.start, chain.end), max(chain.start, chain.end))
-            rival = lengths.setdefault(key, (i, length))
-            if rival[0] != i:  # two ways round a pinhole: keep the shorter
-                longer = i if length >= rival[1] else rival[0]
-                noise[longer] = 0.0
-                lengths[key] = rival if longer == i else (i, length)
-            continue
-        junction = max(chain.start, chain.end)
-        tip = chain.voxels[-1] if chain.start != _FREE else chain.voxels[0]
-        reach = float(np.linalg.norm(mm[tip] - position[junction]))
-        fat = depth[tip] >= max(0.55 * radius[junction], 1.9 * voxel_mm)
-        if reach < radius[junction] + 1.0 and not fat:
-            noise[i] = (reach + depth[tip] - radius[junction]) / radius[junction]
-    meeting: dict[int, list[int]] = {}
-    for i, chain in enumerate(chains):
-        for j in {chain.start, chain.end} - {_FREE}:
-            meeting.setdefault(j, []).append(i)
-    for members in meeting.values():
-        if all(i in noise for i in members):  # a blob: something must stay
-            del noise[max(members, key=lambda i: noise[i])]
-    return noise
+def _with_ends(
+    lines: list[np.ndarray], curves: list[np.ndarray], net: Chains, voxels: Voxels, wall: Wall, grid: Grid
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Free ends moved to where the vessel's end is one radius ahead, or to the rim of the volume.
+
+    Thinning stops anywhere between there and the wall, the sooner the wider the vessel.
+    """
+    free = [
+        (i, side)
+        for i, chain in enumerate(net.chains)
+        for side, junction in ((0, chain.start), (1, chain.end))
+        if junction == FREE and not chain.closed and len(lines[i]) > 2
+    ]
+    if not free:
+        return lines, curves
+    step = 0.25 * float(grid.spacing.min())
+    radius = _split(wall.distance(np.concatenate(lines)), lines)
+    lines, curves = list(lines), list(curves)
+    tips, headings, widths = np.zeros((len(free), 3)), np.zeros((len(free), 3)), np.zeros(len(free))
+    for k, (i, side) in enumerate(free):
+        points, width = (lines[i][::-1], radius[i][::-1]) if side else (lines[i], radius[i])
+        gap = np.linalg.norm(points - points[0], axis=1)
+        # Where the radius grows by half the way or more, the line has run on towards the wall.
+        over = int(np.argmax((width - 0.5 * gap)[: max(1, len(width) // 2)]))
+        if over:
+            points, width, gap = points[over:], width[over:], gap[over:] - gap[over]
+            kept = slice(None, len(points)) if side else slice(over, None)
+            lines[i], curves[i], radius[i] = lines[i][kept], curves[i][kept], radius[i][kept]
+        behind = np.flatnonzero(gap > max(width[: 1 + len(width) // 2].max(), 8 * step))
+        last = int(behind[0]) if len(behind) else len(points) - 1
+        tips[k], widths[k] = points[0], max(float(np.median(width[: last + 1])), float(width[0]))
+        headings[k] = (points[0] - points[last]) / max(gap[last], 1e-9)
+    ahead = np.arange(0, 3 * widths.max() + 8 * step, step)
+    ray = tips[:, None] + ahead[:, None] * headings[:, None]  # (k, steps, 3)
+    index = np.rint(grid.to_index(ray)).astype(int)
+    out = voxels.find(index) == len(voxels)
+    out[:, -1] = True
+    first = np.argmax(out, axis=1)
+    exit_ = index[np.arange(len(free)), first]
+    rim = ((exit_ < 0) | (exit_ >= grid.shape)).any(1)
+    # In a sac the radius grows on the way: not beyond where the wall ahead is as near as that beside.
+    inner = np.arange(len(ahead)) < first[:, None]
+    beside = np.zeros(out.shape)
+    beside[inner] = wall.distance(ray[inner])
+    left = ahead[first][:, None] - ahead
+    there = ahead[np.argmax((beside >= left - step) | ~inner, axis=1)]
+    reach = np.where(rim, ahead[first], np.minimum(ahead[first] - widths, there))
+    lone = [chain.start == chain.end == FREE for chain in net.chains]
+    for (i, side), tip, heading, width, more in zip(free, tips, headings, widths, reach, strict=True):
+        points, bend = (lines[i][::-1], curves[i][::-1]) if side else (lines[i], curves[i])
+        arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+        if more > step:
+            extra = (
+                tip + heading * np.linspace(min(more, 3 * width), 0, int(more / (4 * step)) + 2)[:-1, None]
+            )
+            points, bend = (
+                np.concatenate([extra, points]),
+                np.concatenate([np.repeat(bend[0], len(extra)), bend]),
+            )
+        elif more < -step and arc[-1] + more > (2.5 if lone[i] else 0.5) * width:
+            keep = arc > -more
+            start = np.stack([np.interp(-more, arc, points[:, k]) for k in range(3)])[None]
+            points, bend = np.concatenate([start, points[keep]]), np.concatenate([bend[:1], bend[keep]])
+        lines[i], curves[i] = (points[::-1], bend[::-1]) if side else (points, bend)
+    return lines, curves
 
 
-def _join(chains: list[_Chain], core: np.ndarray) -> list[_Chain]:
-    """Make one chain of two that meet at a junction where nothing else meets."""
-    chains = list(chains)
-    meeting: dict[int, list[int]] = {}
-    for i, chain in enumerate(chains):
-        for j in (chain.start, chain.end):
-            if j != _FREE:
-                meeting.setdefault(j, []).append(i)
-    gone: set[int] = set()
-    for junction, members in meeting.items():
-        middle = int(core[junction])
-        if len(members) == 1:  # the other branches were noise: the junction is a free end
-            chain = chains[members[0]]
-            if chain.start == junction:
-                chain.voxels, chain.start = [middle, *chain.voxels], _FREE
-            else:
-                chain.voxels, chain.end = [*chain.voxels, middle], _FREE
-        elif len(members) == 2 and members[0] == members[1]:
-            chain = chains[members[0]]
-            chain.voxels, chain.start, chain.end = [middle, *chain.voxels], _FREE, _FREE
-            chain.closed = len(chain.voxels) > 3
-        elif len(members) == 2:
-            first, second = chains[members[0]], chains[members[1]]
-            if first.end != junction:
-                first.voxels, first.start, first.end = first.voxels[::-1], first.end, first.start
-            if second.start != junction:
-                second.voxels, second.start, second.end = second.voxels[::-1], second.end, second.start
-            first.voxels = [*first.voxels, middle, *second.voxels]
-            first.end = second.end
-            gone.add(members[1])
-            if second.end != _FREE:
-                others = meeting[second.end]
-                others[others.index(members[1])] = members[0]
-    return [chain for i, chain in enumerate(chains) if i not in gone]
-
-
-def _smooth(
-    chain: _Chain,
-    mm: np.ndarray,
-    depth: np.ndarray,
-    position: np.ndarray,
-    radius: np.ndarray,
-    start: int,
-    end: int,
-) -> Branch:
-    """Gaussian smoothing along the line with fixed ends; curvature from a smoother copy."""
-    points, widths = mm[chain.voxels], depth[chain.voxels]
-    if chain.start != _FREE:
-        points = np.concatenate([position[chain.start : chain.start + 1], points])
-        widths = np.concatenate([radius[chain.start : chain.start + 1], widths])
-    if chain.end != _FREE:
-        points = np.concatenate([points, position[chain.end : chain.end + 1]])
-        widths = np.concatenate([widths, radius[chain.end : chain.end + 1]])
-    line = smooth_line(points, _SMOOTHING, chain.closed)
-    curve = smooth_line(points, _CURVATURE_SMOOTHING, chain.closed)
-    if chain.closed:
-        line = np.concatenate([line, line[:1]])
-        curve = np.concatenate([curve, curve[:1]])
-        widths = np.concatenate([widths, widths[:1]])
-    return Branch(line, widths, _curvature(curve), start, end, chain.closed)
+def _split(values: np.ndarray, lines: list[np.ndarray]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(line) for line in lines])[:-1])
 
 
 def smooth_line(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:

@@ -18,7 +18,15 @@ from scipy.spatial import KDTree
 from aneurysm.data.scan import Grid
 from aneurysm.vessels.centreline import Centreline
 from aneurysm.vessels.cleanup import check_on_grid
-from aneurysm.vessels.local_shape import BALL_MM, SMALL_BALL_MM, around, ball_steps, ball_sums, outside_tubes
+from aneurysm.vessels.local_shape import (
+    BALL_MM,
+    SMALL_BALL_MM,
+    around,
+    ball_steps,
+    ball_sums,
+    outside_tubes,
+    within,
+)
 
 if TYPE_CHECKING:
     from aneurysm.vessels.graph import VesselGraph
@@ -33,9 +41,13 @@ NODE_FEATURES: Final = (
     "tip_fatness",  # ln(1 + max radius / length) of the terminal branch here, 0 elsewhere
     "is_end",
     "is_junction",
+    "is_dome",  # the middle of a sac that the centreline does not reach
     "crowding",  # degree / 3
-    "curvature",  # times 3 mm
+    "curvature",  # mean over the stretch of this node, times 3 mm
+    "curvature_max",
     "murray",  # (sum of thinner r^3 - thickest r^3) / thickest r^3 at a junction, 0 elsewhere
+    "angle_min",  # smallest angle between two branches at a junction, in pi; 0 elsewhere
+    "angle_max",
     "junction_distance",  # along the graph, in 10 mm, at most 2
     "end_distance",
     "volume_ratio_4mm",  # ln(vessel volume in the ball / volume of tubes of usual radius in it)
@@ -46,32 +58,50 @@ NODE_FEATURES: Final = (
     "linearity",  # of the vessel voxels within 4 mm: (l1 - l2) / l1 of their covariance
     "planarity",  # (l2 - l3) / l1
     "offset",  # of their centroid from the node, across the vessel, in radii
-    "section_ratio",  # ln(volume nearest to this stretch of centreline / its tube)
+    "roundness",  # ln(tube of the inscribed radius / volume nearest to this stretch); 0 for a round vessel
     "reach",  # ln(farthest voxel nearest to this stretch / usual radius)
     "pruned_reach",  # how far a pruned thin spur stuck out here, in radii
 )
 EDGE_FEATURES: Final = (
     "log_length",  # ln(length / 2 mm)
     "log_radius",  # ln(mean radius / 1.5 mm)
+    "log_radius_min",
+    "log_radius_max",
     "radius_step",  # |ln(r_i / r_j)|
-    "curvature",  # times 3 mm
+    "curvature",  # mean, times 3 mm
+    "curvature_max",
     "straightness",  # chord / length
     "alignment",  # |cosine| between the tangents at both ends
     "log_segment_length",  # ln(length of the whole segment / 10 mm)
     "terminal",  # 1 when the segment has a free end
 )
 _NEAR_MM, _FAR_MM = 4.0, 14.0  # the neighbourhood that tells the usual calibre
+_AT_ONCE = 512  # nodes; bounds the memory on whole heads
 _FAT_SPUR = float(np.log1p(0.35))  # healthy terminal branches have max radius / length up to about 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class PathPoints:
-    """All M smoothed centreline points, about one per voxel."""
+    """All M smoothed centreline points, about one per voxel, and the middles of domes."""
 
     position: np.ndarray  # (M, 3) RAS mm
     radius: np.ndarray  # (M,) mm
+    curvature: np.ndarray  # (M,) 1/mm
     share: np.ndarray  # (M,) mm of centreline that the point stands for
     node: np.ndarray  # (M,) int, nearest node on the same branch
+    segment: np.ndarray  # (M,) int
+    edge: np.ndarray  # (M,) int, -1 on a piece without length
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """The vessel around the centreline."""
+
+    mm: np.ndarray  # (n, 3) RAS mm, its voxels
+    depth: np.ndarray  # (n,) mm
+    gap: np.ndarray  # (n,) mm to the nearest path point
+    nearest: np.ndarray  # (n,) that point
+    grid: Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +114,7 @@ class Description:
 
 
 def describe_nodes(
-    path: PathPoints,
-    topology: Mapping[str, np.ndarray],
-    line: Centreline,
-    inside: np.ndarray,
-    distance: np.ndarray,
-    grid: Grid,
+    path: PathPoints, topology: Mapping[str, np.ndarray], line: Centreline, body: Body
 ) -> Description:
     """Measure NODE_FEATURES at every node.
 
@@ -98,26 +123,33 @@ def describe_nodes(
         topology: position, radius, kind, degree, tangent, segment, edges, edge_length, edge_segment of the
             graph, shaped as in `VesselGraph`.
         line: the branches that the nodes lie on.
-        inside: (d, h, w) bool vessel mask.
-        distance: (d, h, w) depth in mm.
-        grid: where the voxels lie.
+        body: the vessel's voxels.
     """
     radius, kind, edges = topology["radius"], topology["kind"], topology["edges"]
-    count = len(radius)
+    count, junctions = len(radius), len(line.junction)
     fatness = _tip_fatness(topology)
     spur = (fatness > _FAT_SPUR) & (topology["segment"] >= 0)
     usual, to_junction, to_end = _along_graph(topology, spur)
+    at_junctions = np.zeros((3, count))
+    at_junctions[:, :junctions] = _murray(line), *_angles(line)
+    curvature_max = np.zeros(count)
+    np.maximum.at(curvature_max, path.node, path.curvature)
     column: dict[str, np.ndarray] = {
         "log_radius": np.log(radius / 1.5),
         "radius_ratio": np.log(radius / usual),
         "tree_ratio": np.log(radius / np.percentile(radius, 90)),
         "is_end": kind == 1,
         "is_junction": kind == 2,
+        "is_dome": kind == 3,
         "crowding": topology["degree"] / 3,
         "junction_distance": np.minimum(to_junction / 10, 2),
         "end_distance": np.minimum(to_end / 10, 2),
         "tip_fatness": fatness,
-        "murray": np.concatenate([_murray(line), np.zeros(count - len(line.junction))]),
+        "murray": at_junctions[0],
+        "angle_min": at_junctions[1],
+        "angle_max": at_junctions[2],
+        "curvature": 3 * _mean_by(path.node, path.curvature, count),
+        "curvature_max": 3 * curvature_max,
     }
     slope = np.zeros((2, count))
     rate = (radius[edges[:, 0]] - radius[edges[:, 1]]) / np.maximum(topology["edge_length"], 0.3)
@@ -129,37 +161,31 @@ def describe_nodes(
     if len(line.pruned):
         _, nearest = KDTree(topology["position"]).query(line.pruned)
         np.maximum.at(column["pruned_reach"], nearest, line.pruned_reach)
-    bend = np.concatenate([branch.curvature for branch in line.branches])
-    column["curvature"] = 3 * _mean_by(path.node, bend, count)
 
-    fat = np.zeros(len(line.branches), bool)
+    fat = np.zeros(int(path.segment.max(initial=0)) + 1, bool)
     fat[topology["segment"][spur]] = True
-    in_spur = np.repeat(fat, [len(branch.points) for branch in line.branches])
     # The tube that the neighbourhood lets us expect; none in a fat spur, which may well be a sac.
-    tube = np.minimum(path.radius, usual[path.node]) * ~in_spur
-    voxels = np.argwhere(inside)
-    mm = grid.to_mm(voxels)
-    gap, nearest = KDTree(path.position).query(mm)
-    owner = path.node[nearest]
+    tube = np.minimum(path.radius, usual[path.node]) * ~fat[path.segment]
+    owner = path.node[body.nearest]
     reach = np.zeros(count)
-    np.maximum.at(reach, owner, gap)
+    np.maximum.at(reach, owner, body.gap)
+    voxel_mm3 = body.grid.voxel_mm3
     stretch = np.bincount(path.node, np.pi * path.radius**2 * path.share, count)
-    section = np.bincount(owner, minlength=count) * grid.voxel_mm3
-    column["section_ratio"] = np.log(np.maximum(section, 1e-2) / np.maximum(stretch, 1e-2))
+    section = np.bincount(owner, minlength=count) * voxel_mm3
+    column["roundness"] = np.log(np.maximum(stretch, 1e-2) / np.maximum(section, 1e-2))
     column["reach"] = np.log(np.maximum(reach, 0.3) / usual)
 
-    bulge = np.zeros_like(inside)
-    slack = 1.2 * tube + 0.5 * float(grid.spacing.mean())  # rough walls are no bulge
-    bulge[tuple(voxels[outside_tubes(mm, path.position, slack)].T)] = True
-    ball = ball_sums(topology, bulge, distance, grid)
+    slack = 1.2 * tube + 0.5 * float(body.grid.spacing.mean())  # rough walls are no bulge
+    bulge = body.gap > slack[body.nearest]  # most voxels lie in the tube of the point nearest to them
+    bulge[bulge] = outside_tubes(body.mm[bulge], path.position, slack)
+    ball = ball_sums(topology, body.mm, body.depth, bulge, voxel_mm3)
     tree = KDTree(path.position)
     volume = np.pi * tube**2 * path.share
     for radius_mm, filled in ((SMALL_BALL_MM, ball.small_mm3), (BALL_MM, ball.large_mm3)):
-        within = tree.query_ball_point(topology["position"], radius_mm + 1e-6)
-        expected = np.array([volume[members].sum() for members in within])
+        expected = within(topology["position"], tree, radius_mm) @ volume
         ratio = np.log(np.maximum(filled, 0.1) / np.maximum(expected, 0.1))
         column[f"volume_ratio_{radius_mm:.0f}mm"] = ratio
-    column["inscribed_ratio"] = np.log(ball.inscribed / usual)
+    column["inscribed_ratio"] = np.log(_inscribed(path, topology, body) / usual)
     column["bulge_volume"] = np.log1p(ball.bulge_mm3 / 5)
     column["bulge_share_4mm"] = ball.small_bulge_mm3 / np.maximum(ball.small_mm3, 1e-3)
     column["bulge_depth"] = ball.bulge_depth / 1.5
@@ -169,6 +195,20 @@ def describe_nodes(
     return Description(
         np.clip(np.nan_to_num(features), -4, 4).astype(np.float32), ball.bulge_mm3, ball.bulge_centre
     )
+
+
+def _inscribed(path: PathPoints, topology: Mapping[str, np.ndarray], body: Body) -> np.ndarray:
+    """Radius of the largest sphere in the vessel centred within 1.5 radii of each node, (N,) mm."""
+    position, radius = topology["position"], topology["radius"]
+    deeper = np.flatnonzero(body.depth > path.radius[body.nearest])  # than the centreline beside it
+    centre = np.concatenate([path.position, body.mm[deeper]])
+    size = np.concatenate([path.radius, body.depth[deeper]])
+    reach = np.maximum(1.5 * radius, 1.0)
+    found = KDTree(position).sparse_distance_matrix(KDTree(centre), float(reach.max()), output_type="ndarray")
+    found = found[found["v"] <= reach[found["i"]]]
+    result = radius.copy()
+    np.maximum.at(result, found["i"], size[found["j"]])
+    return result
 
 
 def _mean_by(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -188,20 +228,33 @@ def _along_graph(
     # Zero would mean "no edge" in a sparse graph.
     lengths = np.maximum(topology["edge_length"], 1e-3)
     links = sparse.coo_matrix((lengths, (ends[0], ends[1])), shape=(count, count)).tocsr()
-    usual = np.empty(count)
-    away = np.full((2, count), np.inf)
-    for start in range(0, count, 512):  # bounds the memory on whole heads
-        rows = np.arange(start, min(start + 512, count))
+    usual = radius.copy()
+    for start in range(0, count, _AT_ONCE):
+        rows = np.arange(start, min(start + _AT_ONCE, count))
         apart = dijkstra(links, directed=False, indices=rows, limit=20.0)
-        for i, row in zip(rows, apart, strict=True):
-            around = (row >= _NEAR_MM) & (row <= _FAR_MM) & ~spur
-            known = radius[around] if around.any() else radius[np.isfinite(row)]
-            usual[i] = np.median(known)
-        for k, wanted in enumerate((2, 1)):
-            chosen = kind == wanted
-            if chosen.any():
-                away[k, rows] = apart[:, chosen].min(1)
+        mine, other = np.nonzero(apart <= _FAR_MM)
+        around = (apart[mine, other] >= _NEAR_MM) & ~spur[other]
+        some = np.zeros(len(rows), bool)
+        some[mine[around]] = True
+        around |= ~some[mine]
+        usual[rows] = _medians(mine[around], radius[other[around]], len(rows))
+    away = []
+    for wanted in (2, 1):
+        places = np.flatnonzero(kind == wanted)
+        found = np.full(count, np.inf)
+        if len(places):
+            found = dijkstra(links, directed=False, indices=places, min_only=True, limit=20.0)
+        away.append(found)
     return usual, away[0], away[1]
+
+
+def _medians(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Median of the values of each group (count,); every group has some, and they come in order."""
+    order = np.lexsort((values, group))
+    many = np.bincount(group, minlength=count)
+    first = np.cumsum(many) - many
+    ranked = values[order]
+    return (ranked[first + (many - 1) // 2] + ranked[first + many // 2]) / 2
 
 
 def _tip_fatness(topology: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -215,8 +268,9 @@ def _tip_fatness(topology: Mapping[str, np.ndarray]) -> np.ndarray:
     rooted = np.zeros(count, bool)  # a terminal branch hangs on a junction; a lone piece does not
     junction = kind[topology["edges"]] == 2
     rooted[topology["edge_segment"][junction.any(1)]] = True
+    rooted[segment[kind == 3]] = True
     terminal = np.zeros(count, bool)
-    terminal[segment[kind == 1]] = True
+    terminal[segment[(kind == 1) | (kind == 3)]] = True
     fatness = np.where(rooted & terminal, np.log1p(widest / np.maximum(length, 0.5)), 0.0)
     result = np.where(own, fatness[segment], 0.0)
     for side in (0, 1):
@@ -243,6 +297,25 @@ def _murray(line: Centreline) -> np.ndarray:
         if len(cubes) > 1:
             result[i] = (cubes[:-1].sum() - cubes[-1]) / max(cubes[-1], 1e-6)
     return result
+
+
+def _angles(line: Centreline) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest angle between two branches at every junction, (J,) each, in pi."""
+    heading: list[list[np.ndarray]] = [[] for _ in line.junction]
+    for branch in line.branches:
+        for junction, points in ((branch.start, branch.points), (branch.end, branch.points[::-1])):
+            if junction >= 0:  # from the junction to where the branch has left its sphere
+                gap = np.linalg.norm(points - points[0], axis=1)
+                beyond = np.flatnonzero(gap >= line.junction_radius[junction] + 1.0)
+                away = points[beyond[0] if len(beyond) else -1] - points[0]
+                heading[junction].append(away / max(float(np.linalg.norm(away)), 1e-9))
+    least, most = np.zeros(len(heading)), np.zeros(len(heading))
+    for i, found in enumerate(heading):
+        if len(found) > 1:
+            cosine = (np.array(found) @ np.array(found).T)[np.triu_indices(len(found), 1)]
+            angle = np.arccos(np.clip(cosine, -1, 1)) / np.pi
+            least[i], most[i] = angle.min(), angle.max()
+    return least, most
 
 
 def sample_at_nodes(

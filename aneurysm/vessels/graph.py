@@ -7,20 +7,25 @@ G edge features. Positions are RAS mm.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy.spatial import KDTree
 
 from aneurysm.data.files import replacing
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.centreline import Branch, Centreline, trace
-from aneurysm.vessels.cleanup import bounding_box, check_on_grid
-from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES, PathPoints, describe_nodes
-from aneurysm.vessels.skeleton import inside_distance, skeletonise
+from aneurysm.vessels.centreline import trace
+from aneurysm.vessels.cleanup import check_on_grid
+from aneurysm.vessels.depth import depth
+from aneurysm.vessels.domes import domes
+from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES, Body, describe_nodes
+from aneurysm.vessels.nodes import DOME, END, JUNCTION, PATH, NodeLayer
+from aneurysm.vessels.pieces import pieces
+from aneurysm.vessels.skeleton import thin
+from aneurysm.vessels.voxels import Voxels
 
-PATH, END, JUNCTION = 0, 1, 2  # values of VesselGraph.kind
+__all__ = ["DOME", "END", "JUNCTION", "PATH", "VesselGraph", "build_graph"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +34,10 @@ class VesselGraph:
 
     position: np.ndarray  # (N, 3) float64, RAS mm
     radius: np.ndarray  # (N,) float64, mm, of the largest sphere inside the vessel
-    kind: np.ndarray  # (N,) uint8: PATH, END or JUNCTION
+    kind: np.ndarray  # (N,) uint8: PATH, END, JUNCTION or DOME
     degree: np.ndarray  # (N,) int64
     tangent: np.ndarray  # (N, 3) float64, unit; at a junction that of its thickest branch; sign arbitrary
-    segment: np.ndarray  # (N,) int64, segment of a path or end node, -1 at a junction
+    segment: np.ndarray  # (N,) int64, segment of a node, -1 at a junction; a dome has its own
     edges: np.ndarray  # (E, 2) int64, each undirected edge once
     edge_length: np.ndarray  # (E,) float64, mm along the centreline
     edge_segment: np.ndarray  # (E,) int64
@@ -113,11 +118,11 @@ class VesselGraph:
 _ARRAYS = tuple(name for name in VesselGraph.__dataclass_fields__ if name not in ("node_names", "edge_names"))
 
 
-def build_graph(mask: np.ndarray, grid: Grid, node_spacing_mm: float = 2.0) -> VesselGraph:
+def build_graph(mask: np.ndarray | Voxels, grid: Grid, node_spacing_mm: float = 2.0) -> VesselGraph:
     """Thin a vessel mask and lay nodes along its centreline.
 
     Args:
-        mask: (d, h, w) bool, preferably from `clean_mask`.
+        mask: (d, h, w) bool or its voxels, preferably from `clean_mask`.
         grid: where the voxels lie.
         node_spacing_mm: distance between neighbouring nodes; sidewall sacs need nodes along the vessel.
 
@@ -127,23 +132,37 @@ def build_graph(mask: np.ndarray, grid: Grid, node_spacing_mm: float = 2.0) -> V
     Raises:
         ValueError: the mask does not lie on the grid, or the spacing is not positive.
     """
-    check_on_grid(mask, grid)
+    voxels = mask if isinstance(mask, Voxels) else Voxels.of(mask)
+    check_on_grid(voxels, grid)
     if not node_spacing_mm > 0:
         raise ValueError(f"node_spacing_mm must be positive but is {node_spacing_mm}.")
-    inside = np.ascontiguousarray(np.asarray(mask) != 0)
-    if not inside.any():
+    if not len(voxels):
         return _empty()
-    distance = inside_distance(inside, grid.spacing)
-    box = bounding_box(inside)
-    inside, distance = inside[box], np.ascontiguousarray(distance[box])
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_mm(np.array([s.start for s in box]))
-    grid = Grid(inside.shape, affine)
-    line = trace(skeletonise(inside, distance, float(grid.spacing.min())), distance, grid)
-    nodes = _Nodes(line, node_spacing_mm)
-    described = describe_nodes(nodes.path(), nodes.topology(), line, inside, distance, grid)
+    deep = depth(voxels, grid.spacing)
+    skeleton = thin(voxels, deep, float(grid.spacing.min()))
+    line = trace(voxels, deep, skeleton, grid)
+    nodes = NodeLayer(line, node_spacing_mm)
+    path, mm = nodes.path(), grid.to_mm(voxels.index)
+    gap, nearest = (np.asarray(found) for found in KDTree(path.position).query(mm))
+    middle = domes(voxels, mm, deep, gap, path.radius[nearest], float(grid.spacing.max()))
+    if len(middle):
+        _, piece = pieces(voxels)
+        home = np.rint(grid.to_index(nodes.topology()["position"]))
+        nodes.add_domes(
+            mm[middle],
+            deep[middle],
+            piece[middle],
+            np.append(piece, -1)[voxels.find(home)],
+            path.node[nearest[middle]],
+        )
+        beside, dome = (np.asarray(found) for found in KDTree(mm[middle]).query(mm))
+        nearer = beside < gap
+        gap[nearer], nearest[nearer] = beside[nearer], len(path.position) + dome[nearer]
+        path = nodes.path()
+    topology = nodes.topology()
+    described = describe_nodes(path, topology, line, Body(mm, deep, gap, nearest, grid))
     return VesselGraph(
-        **nodes.topology(),
+        **topology,
         edge_features=nodes.edge_features(),
         node_features=described.features,
         bulge_mm3=described.bulge_mm3,
@@ -167,130 +186,3 @@ def _empty() -> VesselGraph:
         bulge_mm3=np.zeros(0),
         bulge_centre=np.zeros((0, 3)),
     )
-
-
-class _Nodes:
-    """Collects nodes and edges branch by branch; junctions come first."""
-
-    def __init__(self, line: Centreline, spacing_mm: float) -> None:
-        junctions = len(line.junction)
-        self.positions = [line.junction]
-        self.radii = [line.junction_radius]
-        self.tangents = [np.tile([0.0, 0.0, 1.0], (junctions, 1))]
-        self.kinds = [np.full(junctions, JUNCTION, np.uint8)]
-        self.owners = [np.full(junctions, -1)]
-        self.edges: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-        self.edge_owners: list[np.ndarray] = []
-        self.edge_rows: list[np.ndarray] = []
-        self.path_parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-        self.thickest = np.zeros(junctions)
-        self.count = junctions
-        self.spacing_mm = spacing_mm
-        for number, branch in enumerate(line.branches):
-            self._add(number, branch)
-
-    def _add(self, number: int, branch: Branch) -> None:
-        arc, length = branch.arc, branch.length
-        between = branch.start >= 0 and branch.end >= 0
-        fewest = 3 if branch.closed or (between and branch.start == branch.end) else 2 if between else 1
-        steps = max(fewest, round(length / self.spacing_mm)) if length > 0 else 0
-        at = np.linspace(0, length, steps + 1)
-        tangent = _tangents(branch.points)
-        position = np.stack([np.interp(at, arc, branch.points[:, k]) for k in range(3)], axis=-1)
-        direction = np.stack([np.interp(at, arc, tangent[:, k]) for k in range(3)], axis=-1)
-        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
-        radius = np.interp(at, arc, branch.radius)
-
-        own = np.ones(steps + 1, bool)  # which of these become new nodes
-        own[0] = branch.start < 0
-        own[-1] = branch.end < 0 and not (branch.closed and steps > 0)
-        ids = np.full(steps + 1, -1)
-        ids[own] = self.count + np.arange(own.sum())
-        self.count += int(own.sum())
-        for place, junction in ((0, branch.start), (-1, branch.end)):
-            if junction >= 0:
-                ids[place] = junction
-                width = float(np.median(branch.radius))
-                if width > self.thickest[junction]:
-                    self.thickest[junction] = width
-                    self.tangents[0][junction] = direction[place]
-        if branch.closed and steps > 0:
-            ids[-1] = ids[0]
-        kind = np.zeros(steps + 1, np.uint8)
-        if not branch.closed:
-            kind[[0, -1]] = END
-        self.positions.append(position[own])
-        self.radii.append(radius[own])
-        self.tangents.append(direction[own])
-        self.kinds.append(kind[own])
-        self.owners.append(np.full(int(own.sum()), number))
-        if steps > 0:
-            self.edges.append(np.stack([ids[:-1], ids[1:]], axis=-1))
-            self.lengths.append(np.full(steps, length / steps))
-            self.edge_owners.append(np.full(steps, number))
-            middle = (at[:-1] + at[1:]) / 2
-            bend = np.interp(middle, arc, branch.curvature)
-            self.edge_rows.append(_edge_features(length / steps, radius, bend, position, direction, branch))
-        share = np.gradient(arc) if len(arc) > 1 else np.ones(1)
-        nearest = ids[np.round(arc / max(length, 1e-9) * steps).astype(int)]
-        self.path_parts.append((branch.points, branch.radius, share, nearest))
-
-    def topology(self) -> dict[str, Any]:
-        edges = np.concatenate(self.edges) if self.edges else np.zeros((0, 2), np.int64)
-        tangent = np.concatenate(self.tangents)
-        flat = np.linalg.norm(tangent, axis=1) < 0.5  # a single voxel has no direction
-        tangent[flat] = [0.0, 0.0, 1.0]
-        return {
-            "position": np.concatenate(self.positions),
-            "radius": np.concatenate(self.radii),
-            "kind": np.concatenate(self.kinds),
-            "degree": np.bincount(edges.ravel(), minlength=self.count).astype(np.int64),
-            "tangent": tangent,
-            "segment": np.concatenate(self.owners).astype(np.int64),
-            "edges": edges.astype(np.int64),
-            "edge_length": np.concatenate([np.zeros(0), *self.lengths]),
-            "edge_segment": np.concatenate([np.zeros(0), *self.edge_owners]).astype(np.int64),
-        }
-
-    def edge_features(self) -> np.ndarray:
-        return np.concatenate([np.zeros((0, len(EDGE_FEATURES))), *self.edge_rows]).astype(np.float32)
-
-    def path(self) -> PathPoints:
-        points, radius, share, node = (np.concatenate(part) for part in zip(*self.path_parts, strict=True))
-        return PathPoints(points, radius, share, node)
-
-
-def _tangents(points: np.ndarray) -> np.ndarray:
-    """Unit directions along (m, 3) points."""
-    if len(points) < 2:
-        return np.zeros_like(points)
-    slope = np.gradient(points, axis=0)
-    return slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
-
-
-def _edge_features(
-    step: float,
-    radius: np.ndarray,
-    bend: np.ndarray,
-    position: np.ndarray,
-    direction: np.ndarray,
-    branch: Branch,
-) -> np.ndarray:
-    """Rows of EDGE_FEATURES for the edges between consecutive nodes of one branch."""
-    width = np.maximum((radius[:-1] + radius[1:]) / 2, 1e-3)
-    chord = np.linalg.norm(np.diff(position, axis=0), axis=1)
-    rows = np.stack(
-        [
-            np.full(len(bend), np.log(max(step, 1e-3) / 2.0)),
-            np.log(width / 1.5),
-            np.abs(np.log(np.maximum(radius[1:], 1e-3) / np.maximum(radius[:-1], 1e-3))),
-            bend * 3.0,
-            chord / max(step, 1e-3),
-            np.abs((direction[:-1] * direction[1:]).sum(1)),
-            np.full(len(bend), np.log(max(branch.length, 1e-3) / 10.0)),
-            np.full(len(bend), float(branch.start < 0 or branch.end < 0)),
-        ],
-        axis=-1,
-    )
-    return np.clip(rows, -4, 4)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy import sparse
 from scipy.spatial import KDTree
 
 from aneurysm.data.scan import Grid
 
 SMALL_BALL_MM: Final = 4.0
 BALL_MM: Final = 6.0
+_PRODUCTS: Final = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric 3 x 3 matrix
+_AT_ONCE = 256  # nodes; bounds the memory
 
 
 def outside_tubes(mm: np.ndarray, centres: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -36,61 +39,76 @@ class Balls:
     bulge_mm3: np.ndarray
     bulge_depth: np.ndarray
     bulge_centre: np.ndarray  # (N, 3)
-    inscribed: np.ndarray
     linearity: np.ndarray
     planarity: np.ndarray
     offset: np.ndarray
 
 
+def within(position: np.ndarray, tree: KDTree, radius: float) -> sparse.coo_matrix:
+    """Which points of a tree lie within a radius of each position: (N, n) of ones."""
+    found = KDTree(position).sparse_distance_matrix(tree, radius + 1e-6, output_type="ndarray")
+    shape = (len(position), tree.n)
+    return sparse.coo_matrix((np.ones(len(found)), (found["i"], found["j"])), shape=shape)
+
+
 def ball_sums(
-    topology: Mapping[str, np.ndarray], bulge: np.ndarray, distance: np.ndarray, grid: Grid
+    topology: Mapping[str, np.ndarray],
+    mm: np.ndarray,
+    depth: np.ndarray,
+    bulge: np.ndarray,
+    voxel_mm3: float,
 ) -> Balls:
-    position, radius, tangent = topology["position"], topology["radius"], topology["tangent"]
-    steps, step_mm = ball_steps(grid, BALL_MM)
-    gap = np.linalg.norm(step_mm, axis=1)
-    small = gap <= SMALL_BALL_MM
-    rim = np.abs(steps).max(0)  # padded so that every ball stays on the volume
-    padded = np.pad(np.where(bulge, -distance, distance), [(n, n) for n in rim])  # negative in the bulge
-    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    home = (np.rint(grid.to_index(position)).astype(np.int64) + rim) @ strides
-    reached = steps @ strides
-    outer = (step_mm[:, :, None] * step_mm[:, None, :]).reshape(-1, 9)
-    powers = np.concatenate([step_mm, outer], axis=1)[small].astype(np.float32)
-    parts = []
-    for start in range(0, len(position), 128):  # bounds the memory
-        rows = slice(start, start + 128)
-        signed = padded.ravel()[home[rows, None] + reached]
-        depth = np.abs(signed)
-        extra = signed < 0
-        excess = depth * extra
-        filled = (depth > 0).astype(np.float32)
-        moments = filled[:, small] @ powers
-        mass = np.maximum(filled[:, small].sum(1), 1)
-        mean = moments[:, :3] / mass[:, None]
-        spread = moments[:, 3:].reshape(-1, 3, 3) / mass[:, None, None] - mean[:, :, None] * mean[:, None, :]
-        value = np.maximum(np.linalg.eigvalsh(spread)[:, ::-1], 0)  # largest first
-        first = np.maximum(value[:, 0], 1e-6)
-        rounded = grid.to_mm(np.rint(grid.to_index(position[rows])))
-        away = rounded + mean - position[rows]
-        across = away - (away * tangent[rows]).sum(1, keepdims=True) * tangent[rows]
-        weight = excess.sum(1)
-        centre = rounded + excess @ step_mm / np.maximum(weight, 1e-6)[:, None]
-        nearby = gap[None] <= np.maximum(1.5 * radius[rows, None], 1.0)
-        parts.append(
-            (
-                filled[:, small].sum(1) * grid.voxel_mm3,
-                filled.sum(1) * grid.voxel_mm3,
-                extra[:, small].sum(1) * grid.voxel_mm3,
-                extra.sum(1) * grid.voxel_mm3,
-                excess.max(1),
-                np.where(weight[:, None] > 0, centre, position[rows]),
-                np.maximum((depth * nearby).max(1), radius[rows]),
-                (value[:, 0] - value[:, 1]) / first,
-                (value[:, 1] - value[:, 2]) / first,
-                np.linalg.norm(across, axis=1),
-            )
-        )
-    return Balls(*(np.concatenate(part).astype(float) for part in zip(*parts, strict=True)))
+    """Measure the mask within 4 and 6 mm of every node.
+
+    Args:
+        topology: position and tangent of the nodes.
+        mm: (n, 3) RAS mm, the voxels of the mask.
+        depth: (n,) mm.
+        bulge: (n,) bool, voxels that no vessel explains.
+        voxel_mm3: volume of a voxel.
+    """
+    position, tangent = topology["position"], topology["tangent"]
+    count = len(position)
+    tree = KDTree(mm, balanced_tree=False, compact_nodes=False)
+    large = tree.query_ball_point(position, BALL_MM + 1e-6, return_length=True)
+    middle = mm.mean(0)
+    away = mm - middle  # near zero, or the products lose digits
+    powers = np.column_stack([np.ones(len(mm)), away, *[away[:, i] * away[:, j] for i, j in _PRODUCTS]])
+    sums = np.concatenate(
+        [within(position[i : i + _AT_ONCE], tree, SMALL_BALL_MM) @ powers for i in range(0, count, _AT_ONCE)]
+    )
+    mass = np.maximum(sums[:, 0], 1)
+    mean = sums[:, 1:4] / mass[:, None]
+    spread = np.empty((count, 3, 3))
+    for k, (i, j) in enumerate(_PRODUCTS):
+        spread[:, i, j] = spread[:, j, i] = sums[:, 4 + k] / mass - mean[:, i] * mean[:, j]
+    value = np.maximum(np.linalg.eigvalsh(spread)[:, ::-1], 0)  # largest first
+    first = np.maximum(value[:, 0], 1e-6)
+    off = np.where(sums[:, :1] > 0, mean + middle - position, 0)
+    across = off - (off * tangent).sum(1, keepdims=True) * tangent
+
+    extra = np.zeros((count, 5))
+    deepest, small = np.zeros(count), np.zeros(count)
+    if bulge.any():
+        outside = KDTree(mm[bulge])
+        near = within(position, outside, BALL_MM)
+        weight = depth[bulge]
+        columns = np.column_stack([np.ones(len(weight)), weight, weight[:, None] * mm[bulge]])
+        extra = near @ columns
+        small = outside.query_ball_point(position, SMALL_BALL_MM + 1e-6, return_length=True).astype(float)
+        np.maximum.at(deepest, near.row, weight[near.col])
+    centre = np.where(extra[:, 1:2] > 0, extra[:, 2:5] / np.maximum(extra[:, 1:2], 1e-6), position)
+    return Balls(
+        small_mm3=sums[:, 0] * voxel_mm3,
+        large_mm3=large * voxel_mm3,
+        small_bulge_mm3=small * voxel_mm3,
+        bulge_mm3=extra[:, 0] * voxel_mm3,
+        bulge_depth=deepest,
+        bulge_centre=centre,
+        linearity=(value[:, 0] - value[:, 1]) / first,
+        planarity=(value[:, 1] - value[:, 2]) / first,
+        offset=np.linalg.norm(across, axis=1),
+    )
 
 
 def ball_steps(grid: Grid, radius_mm: float) -> tuple[np.ndarray, np.ndarray]:

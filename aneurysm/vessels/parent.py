@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from aneurysm.vessels.candidates import Candidate
-from aneurysm.vessels.graph import END, JUNCTION, VesselGraph
+from aneurysm.vessels.graph import DOME, END, JUNCTION, VesselGraph
 
 _SPUR_FATNESS = 0.35  # max radius / length above which a terminal branch is a sac rather than a vessel
 _SHARPEST_TURN = -0.2  # cosine; flow does not turn back on itself at a junction
@@ -48,15 +48,16 @@ def local_path(
         while walked < extent_mm:
             best, best_score = -1, -np.inf
             for other, segment in links.get(at, []):
-                step = graph.position[other] - graph.position[at]
+                step = graph.position[_beyond(links, at, other, segment)] - graph.position[at]
                 cosine = float(step @ direction / max(np.linalg.norm(step), 1e-9))
                 score = cosine + 0.5 * float(np.log(calibre[segment]))
                 if other not in seen and cosine > _SHARPEST_TURN and score > best_score:
                     best, best_score = other, score
             if best < 0:
                 break
-            step = graph.position[best] - graph.position[at]
-            walked += float(np.linalg.norm(step))
+            walked += float(np.linalg.norm(graph.position[best] - graph.position[at]))
+            # Over two steps: near a junction one step leans to whichever side the junction's centre lies.
+            step = graph.position[best] - graph.position[nodes[-2] if len(nodes) > 1 else at]
             direction = step / max(np.linalg.norm(step), 1e-9)
             seen.add(best)
             nodes.append(best)
@@ -72,6 +73,12 @@ def local_path(
     slope = np.gradient(points, axis=0)
     tangent = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
     return points.copy(), tangent, radius.copy()
+
+
+def _beyond(links: dict[int, list[tuple[int, int]]], at: int, other: int, segment: int) -> int:
+    """The node after `other` on the way from `at` along a segment, or `other` where the segment ends."""
+    following = [node for node, own in links[other] if own == segment and node != at]
+    return following[0] if len(following) == 1 else other
 
 
 def _segments(graph: VesselGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -92,6 +99,7 @@ def _measure_segments(graph: VesselGraph) -> tuple[np.ndarray, np.ndarray]:
     length = np.bincount(graph.edge_segment, graph.edge_length, count)
     widest, calibre = np.zeros(count), np.ones(count)
     ends, rooted = np.zeros(count, bool), np.zeros(count, bool)
+    dome = graph.segment[graph.kind == DOME]
     ends[graph.segment[graph.kind == END]] = True
     rooted[graph.edge_segment[(graph.kind[graph.edges] == JUNCTION).any(1)]] = True
     edge_radius = graph.radius[graph.edges].mean(1)
@@ -101,7 +109,9 @@ def _measure_segments(graph: VesselGraph) -> tuple[np.ndarray, np.ndarray]:
         widest[segment] = own.max(initial=0.0)
         if len(own) + len(along):
             calibre[segment] = max(float(np.median(np.concatenate([own, along]))), 0.1)
-    return ends & rooted & (widest > _SPUR_FATNESS * np.maximum(length, 0.5)), calibre
+    spur = ends & rooted & (widest > _SPUR_FATNESS * np.maximum(length, 0.5))
+    spur[dome] = True
+    return spur, calibre
 
 
 def _cut(points: np.ndarray, radius: np.ndarray, extent_mm: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Thin a vessel mask to its centreline and measure how deep every voxel lies in its vessel.
+"""Thin a vessel mask to its centreline.
 
 The 3D thinning of Lee, Kashyap and Chu (1994), as found in common libraries, deletes straight tubes of even
 width altogether. Here voxels are peeled by growing depth, in eight passes by the parity of their position:
@@ -12,14 +12,15 @@ Z. Aktouf, SPIE 2356 (1994); simple points, G. Bertrand and G. Malandain, Patter
 from itertools import product
 
 import numpy as np
-from scipy.spatial import KDTree
 
-from aneurysm.vessels.cleanup import bounding_box
+from aneurysm.vessels.depth import depth
+from aneurysm.vessels.voxels import STEPS, Voxels
 
-_STEPS = np.array([s for s in product((-1, 0, 1), repeat=3) if any(s)])  # (26, 3) the neighbours of a voxel
-_FACES = int(sum(1 << i for i, s in enumerate(_STEPS) if np.abs(s).sum() == 1))
-_FACES_AND_EDGES = int(sum(1 << i for i, s in enumerate(_STEPS) if np.abs(s).sum() <= 2))
+_FACES = int(sum(1 << i for i, s in enumerate(STEPS) if np.abs(s).sum() == 1))
+_FACES_AND_EDGES = int(sum(1 << i for i, s in enumerate(STEPS) if np.abs(s).sum() <= 2))
 _HALF = 13  # a neighbourhood of 26 bits is looked up in two halves
+_BITS = np.left_shift(np.uint32(1), np.arange(26, dtype=np.uint32))
+_OPPOSITE = _BITS[::-1].copy()
 
 
 def _growth_table(adjacent: np.ndarray) -> np.ndarray:
@@ -33,7 +34,7 @@ def _growth_table(adjacent: np.ndarray) -> np.ndarray:
     return table
 
 
-_APART = np.abs(_STEPS[:, None] - _STEPS[None])
+_APART = np.abs(STEPS[:, None] - STEPS[None])
 _GROW_FOREGROUND = _growth_table(_APART.max(-1) == 1)
 _GROW_BACKGROUND = _growth_table(_APART.sum(-1) == 1)
 
@@ -67,41 +68,81 @@ def simple(around: np.ndarray) -> np.ndarray:
     return result
 
 
+def thin(voxels: Voxels, depth: np.ndarray, step_mm: float) -> np.ndarray:
+    """Which voxels (n,) bool are left when a mask is thinned to lines with the same pieces and rings.
+
+    Args:
+        voxels: of the mask.
+        depth: (n,) mm, as from `aneurysm.vessels.depth.depth`.
+        step_mm: thickness of one peeled layer, usually the smallest voxel edge.
+    """
+    count = len(voxels)
+    near = voxels.neighbours
+    # The neighbours that are still there as bits; kept up to date, because most are looked at several times.
+    code = np.zeros((count + 1, 4), np.uint8)
+    code[:count] = np.packbits(near < count, axis=1, bitorder="little")
+    code = code.view("<u4")[:, 0].astype(np.uint32)
+    there = np.append(np.ones(count, bool), False)
+    # Tips are judged before the eight passes: within them any border looks like a comb of tips.
+    tip = np.bitwise_count(code) <= 1
+    corner = voxels.index.min(0) if count else 0
+    place = voxels.index - corner  # moving the mask by a voxel changes nothing
+    parity = ((place & 1) @ np.array([4, 2, 1])).astype(np.uint8)
+    layer = np.floor(depth / step_mm + 1e-4).astype(np.int32)
+    admitted, queued = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
+    last = np.zeros(count + 1, np.int32)
+    order = np.argsort(layer, kind="stable").astype(np.int32)
+    tops = np.flatnonzero(np.diff(layer[order], append=layer.max(initial=0) + 1)) + 1
+    for fresh in np.split(order, tops[:-1]) if count else ():
+        admitted[fresh] = True
+        waiting = [[fresh[parity[fresh] == p]] for p in range(8)]
+        queued[fresh] = True
+        while any(waiting):
+            changed = []
+            for p in range(8):
+                if not waiting[p]:
+                    continue
+                group = np.concatenate(waiting[p])
+                waiting[p] = []
+                queued[group] = False
+                group = group[there[group] & ~tip[group]]
+                gone = group[simple(code[group])]
+                if not len(gone):
+                    continue
+                there[gone] = False
+                around = near[gone].ravel()
+                left = there[around]
+                around = around[left]
+                # No two of a pass touch, so every (voxel, bit) is met once.
+                np.subtract.at(code, around, np.tile(_OPPOSITE, len(gone))[left])
+                # A voxel that could not go is asked again only when a neighbour has gone.
+                once = np.arange(len(around), dtype=np.int32)
+                last[around] = once
+                around = around[last[around] == once]
+                changed.append(around)
+                again = around[admitted[around] & ~queued[around]]
+                queued[again] = True
+                kind = parity[again]
+                for q in range(8):
+                    chosen = again[kind == q]
+                    if len(chosen):
+                        waiting[q].append(chosen)
+            for around in changed:
+                tip[around] = np.bitwise_count(code[around]) <= 1
+    return there[:count]
+
+
 def inside_distance(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance in mm from each voxel of the mask (d, h, w) to the nearest voxel outside, 0 outside.
 
-    Exact, and fast on sparse masks: only outside voxels that share a face with the mask can be nearest. The
-    world beyond the volume is unknown, not outside: a vessel that leaves the volume does not taper there.
+    As `aneurysm.vessels.depth.depth`, as a float32 volume.
     """
-    result = np.zeros(mask.shape, np.float32)
-    if not mask.any():
-        return result
-    box = tuple(
-        slice(max(0, s.start - 1), min(n, s.stop + 1))
-        for s, n in zip(bounding_box(mask), mask.shape, strict=True)
-    )
-    inside = np.asarray(mask[box], bool)
-    beside = np.zeros_like(inside)
-    for axis in range(3):
-        front = [slice(None)] * 3
-        back = [slice(None)] * 3
-        front[axis], back[axis] = slice(1, None), slice(None, -1)
-        beside[tuple(front)] |= inside[tuple(back)]
-        beside[tuple(back)] |= inside[tuple(front)]
-    border = np.argwhere(beside & ~inside)
-    voxels = np.argwhere(inside)
-    spacing = np.asarray(spacing, float)
-    if len(border) == 0:  # the mask fills the volume: nothing outside is known
-        depth = np.full(len(voxels), float(np.min(np.array(mask.shape) * spacing)) / 2)
-    else:
-        depth, _ = KDTree(border * spacing).query(voxels * spacing)
-    view = result[box]
-    view[tuple(voxels.T)] = depth
-    return result
+    voxels = Voxels.of(mask)
+    return voxels.to_volume(depth(voxels, spacing).astype(np.float32))
 
 
 def skeletonise(mask: np.ndarray, distance: np.ndarray, step_mm: float) -> np.ndarray:
-    """Thin a mask to lines of voxels with the same pieces and rings.
+    """As `thin`, from and to volumes.
 
     Args:
         mask: (d, h, w) bool.
@@ -111,34 +152,5 @@ def skeletonise(mask: np.ndarray, distance: np.ndarray, step_mm: float) -> np.nd
     Returns:
         (d, h, w) bool, a subset of the mask; 26-connected.
     """
-    skeleton = np.zeros(mask.shape, bool)
-    if not mask.any():
-        return skeleton
-    box = bounding_box(mask)
-    inside = np.ascontiguousarray(np.pad(np.asarray(mask[box], np.uint8), 1))
-    depth = np.pad(distance[box], 1).ravel()  # C order, whatever the order of the input
-    shape = inside.shape
-    flat = inside.ravel()  # a view: deletions below show in `inside`
-    steps = _STEPS @ np.array([shape[1] * shape[2], shape[2], 1])
-    bits = np.left_shift(np.uint32(1), np.arange(26, dtype=np.uint32))
-    voxels = np.flatnonzero(flat)
-    d, h, w = np.unravel_index(voxels, shape)
-    parity = ((d & 1) << 2 | (h & 1) << 1 | (w & 1)).astype(np.uint8)
-    layer = np.floor(depth[voxels] / step_mm + 1e-4).astype(int)
-    for top in np.unique(layer):
-        waiting = voxels[layer <= top]
-        field = parity[layer <= top]
-        while True:
-            left = flat[waiting] == 1
-            waiting, field = waiting[left], field[left]
-            # Tips are judged before the eight passes: within them any border looks like a comb of tips.
-            tip = flat[waiting[:, None] + steps].sum(1) <= 1
-            before = len(waiting)
-            for p in range(8):
-                group = waiting[(field == p) & ~tip]
-                around = (flat[group[:, None] + steps] * bits).sum(1, dtype=np.uint32)
-                flat[group[simple(around)]] = 0
-            if int(flat[waiting].sum()) == before:
-                break
-    skeleton[box] = inside[1:-1, 1:-1, 1:-1] != 0
-    return skeleton
+    voxels = Voxels.of(mask)
+    return voxels.only(thin(voxels, voxels.at(distance), step_mm)).to_volume()

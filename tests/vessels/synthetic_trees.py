@@ -1,6 +1,8 @@
 """Synthetic vessel trees for the tests: unions of capsules with changing radius."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,3 +74,94 @@ def random_tree(rng: np.random.Generator, sac: bool) -> tuple[list[Capsule], np.
     width = start + (end - start) * at
     centre = first + at * (np.array(last) - first) + outward * (width + 0.6 * radius)
     return [*tree, (centre, centre, radius, radius)], centre, radius
+
+
+@dataclass(frozen=True)
+class Analytic:
+    """Capsules with what a right graph of them has."""
+
+    capsules: list[Capsule]
+    junctions: int
+    ends: int
+    rings: int
+    meeting: list[np.ndarray]  # where axes meet, RAS mm
+
+
+SPACINGS = [(0.5, 0.5, 0.5), (1.2, 0.4, 0.4), (0.4, 0.4, 1.2), (0.7, 0.7, 0.7)]
+ANALYTIC = ["tube", "ring", "fork", "side branch", "cross", "tree", "arc"]
+
+
+def analytic_tree(kind: str, rng: np.random.Generator, spacing: Sequence[float]) -> Analytic:
+    """A vessel or tree of one kind in a random direction, wide enough for its voxels."""
+    least = max(1.6 * max(spacing), 0.9)
+    wide = rng.uniform(least, least + 1.4)
+    along = _unit(rng.normal(size=3))
+    side = _unit(np.cross(along, rng.normal(size=3)))
+    at = rng.uniform(-0.6, 0.6, 3)
+
+    def towards(degrees: float, sign: float = 1.0) -> np.ndarray:
+        return np.cos(np.radians(degrees)) * along + sign * np.sin(np.radians(degrees)) * side
+
+    if kind == "tube":
+        return Analytic([(at - 11 * along, at + 11 * along, wide, 0.8 * wide)], 0, 2, 0, [])
+    if kind in ("ring", "arc"):
+        turn = np.linspace(0, 2 * np.pi if kind == "ring" else 3.0, 40)[:, None]
+        points = at + 11 * (np.cos(turn) * along + np.sin(turn) * side)
+        parts = [(a, b, wide, wide) for a, b in itertools.pairwise(points)]
+        return Analytic(parts, 0, 0 if kind == "ring" else 2, int(kind == "ring"), [])
+    if kind == "cross":
+        other = towards(rng.uniform(65, 90))
+        parts = [(at - 14 * d, at + 14 * d, wide, wide) for d in (along, other)]
+        return Analytic(parts, 1, 4, 0, [at])
+    if kind == "side branch":
+        thin = max(0.8 * least, 0.6 * wide)
+        tip = at + towards(rng.uniform(55, 90)) * (wide + 10)
+        parts = [(at - 14 * along, at + 14 * along, wide, wide), (at, tip, thin, thin)]
+        return Analytic(parts, 1, 3, 0, [at])
+    parts = [(at - 13 * along, at, wide, wide)]
+    forks = [at]
+    for sign in (1.0, -1.0):
+        way = towards(rng.uniform(30, 60), sign)
+        tip, thin = at + max(13, 5 * wide) * way, 0.8 * wide
+        parts.append((at, tip, thin, thin))
+        if kind == "tree":
+            forks.append(tip)
+            normal = _unit(np.cross(along, side) - (np.cross(along, side) @ way) * way)
+            for turn in (0.8, -0.8):
+                further = _unit(way + turn * normal)
+                parts.append((tip, tip + max(10, 5 * thin) * further, 0.8 * thin, 0.8 * thin))
+    return Analytic(parts, len(forks), len(forks) + 2, 0, forks)
+
+
+def _unit(v: np.ndarray) -> np.ndarray:
+    return v / np.linalg.norm(v)
+
+
+def fitted(capsules: Sequence[Capsule], spacing: Sequence[float]) -> tuple[np.ndarray, Grid]:
+    """Mask of the capsules on a grid that holds them all."""
+    points = np.array([p for c in capsules for p in c[:2]], float)
+    margin = max(max(c[2:]) for c in capsules) + 3 * max(spacing)
+    low, high = points.min(0) - margin, points.max(0) + margin
+    d, h, w = (int(n) for n in np.ceil((high - low)[::-1] / np.array(spacing)))
+    grid = canonical((d, h, w), spacing)
+    affine = grid.affine.copy()
+    affine[:3, 3] = low
+    grid = Grid((d, h, w), affine)
+    return draw(grid, capsules), grid
+
+
+def total_length(tree: Analytic) -> float:
+    """Of all axes, in mm."""
+    return float(sum(np.linalg.norm(np.subtract(c[1], c[0])) for c in tree.capsules))
+
+
+def axis_distance(tree: Analytic, mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From points (n, 3) to the nearest axis, and the radius there: (n,) each, mm."""
+    gap, radius = np.full(len(mm), np.inf), np.zeros(len(mm))
+    for first, last, start, end in tree.capsules:
+        a, b = np.array(first, float), np.array(last, float)
+        along = np.clip((mm - a) @ (b - a) / max(float((b - a) @ (b - a)), 1e-9), 0, 1)
+        found = np.linalg.norm(mm - a - along[:, None] * (b - a), axis=1)
+        nearer = found < gap
+        gap[nearer], radius[nearer] = found[nearer], (start + (end - start) * along)[nearer]
+    return gap, radius

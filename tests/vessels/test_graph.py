@@ -8,6 +8,7 @@ from scipy.spatial import KDTree
 from synthetic_trees import SACS, TREE, canonical, cube, draw
 
 from aneurysm.data.scan import Grid
+from aneurysm.vessels.features import EDGE_FEATURES
 from aneurysm.vessels.graph import END, JUNCTION, PATH, VesselGraph, build_graph
 
 
@@ -110,7 +111,10 @@ def test_masks_of_hardly_any_voxels(voxels: int):
     assert len(graph) == min(voxels, 2)
     assert len(graph.edges) == max(0, min(voxels, 2) - 1)
     index, features = graph.to_edge_index()
-    assert index.shape == (2, 2 * len(graph.edges)) and features.shape == (2 * len(graph.edges), 8)
+    assert index.shape == (2, 2 * len(graph.edges)) and features.shape == (
+        2 * len(graph.edges),
+        len(EDGE_FEATURES),
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
