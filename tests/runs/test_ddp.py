@@ -376,6 +376,8 @@ def test_tables_of_two_processes_equal_those_of_one_with_twice_the_batch(trained
             one, two = (
                 read(open_experiment(cfg).run(stage, fold).read_product(name)) for cfg in (alone, pair)
             )
+            if name == "overlap.csv":  # counts of pieces and rings jump where one voxel changes
+                one, two = (t[["series_uid", "recall", "precision", "dice"]] for t in (one, two))
             # Float32 weights that differ by 1e-5, as above; probabilities travel in steps of 1/255.
             pd.testing.assert_frame_equal(one, two, rtol=5e-3, atol=5e-3, check_dtype=True)
 
