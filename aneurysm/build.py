@@ -129,7 +129,6 @@ def roi_settings(s: DictConfig) -> RoiSettings | None:
         return RoiSettings(
             spacing_mm=float(roi.spacing_mm),
             size_mm=tuple(roi.size_mm),
-            margin_mm=float(roi.margin_mm),
             min_probability=float(roi.min_probability),
             min_share=float(roi.min_share),
             fallback=str(roi.fallback),

@@ -45,7 +45,7 @@ from aneurysm.stages.windows import Box, View, lattice, place
 
 SHAPES = {"large": (512, 512, 300), "small": (192, 192, 160)}
 METHODS = ("monai", "ours", "ours float16", "ours uint8")
-SETTINGS = RoiSettings(3.0, (84.0, 84.0, 120.0), 6.0, 0.5, 0.6, "whole", exact=False)
+SETTINGS = RoiSettings(3.0, (84.0, 84.0, 120.0), 0.5, 0.6, "whole", exact=False)
 STEPS = 100
 # Grid and windows of a fine pass: shape (d, h, w), spacing in mm, view.
 PASSES = {
@@ -173,7 +173,7 @@ def region(folder: Path) -> None:
         heads.append((case, image, coarse_target(case, grid), grid))
     rows = []
     for fold in (0, 1):
-        training = [head[1:3] for i, head in enumerate(heads) if i % 4 // 2 != fold]
+        training = [head[1:3] for i, head in enumerate(heads) if i // 4 % 2 != fold]
         began, kept = _cpu(), folder / f"coarse_fold{fold}.safetensors"
         if kept.is_file():
             net = coarse_net()
@@ -183,7 +183,7 @@ def region(folder: Path) -> None:
             save_file({k: v.contiguous() for k, v in net.state_dict().items()}, kept)
             print(f"fold {fold}: {len(training)} heads, {STEPS} steps, {_cpu() - began:.0f} CPU s")
         for i, (case, image, _, grid) in enumerate(heads):
-            if i % 4 // 2 != fold:
+            if i // 4 % 2 != fold:
                 continue
             began = _cpu()
             probability = coarse_probability(net, image)

@@ -30,8 +30,8 @@ _TAIL = 0.5  # per cent of what is found that is not waited for at either end of
 class RoiSettings:
     """How the region is found.
 
-    spacing_mm: voxels of the coarse pass; size_mm: of the region along d, h, w, at most; margin_mm: kept
-    around the arteries where they fill less than that; min_probability: of a coarse voxel that counts;
+    spacing_mm: voxels of the coarse pass; size_mm: of the region along d, h, w, less where the scan ends;
+    min_probability: of a coarse voxel that counts;
     min_share: of all that counts which the region must hold, else it is doubtful; fallback: "whole", look at
     the whole scan where the region is doubtful, or "region", take it all the same; exact: see
     `windows.place`.
@@ -39,7 +39,6 @@ class RoiSettings:
 
     spacing_mm: float
     size_mm: tuple[float, float, float]
-    margin_mm: float
     min_probability: float
     min_share: float
     fallback: str
@@ -52,10 +51,10 @@ class RoiSettings:
                 f"A region has three sides of at least {_NARROWEST_MM:g} mm and coarse voxels a size, got "
                 f"size_mm {self.size_mm}, spacing_mm {self.spacing_mm}."
             )
-        if not 0 < self.min_probability < 1 or not 0 <= self.min_share <= 1 or self.margin_mm < 0:
+        if not 0 < self.min_probability < 1 or not 0 <= self.min_share <= 1:
             raise ValueError(
-                "min_probability lies between 0 and 1, min_share in 0..1, margin_mm is not negative; got "
-                f"{self.min_probability}, {self.min_share}, {self.margin_mm}."
+                "min_probability lies between 0 and 1, min_share in 0..1; got "
+                f"{self.min_probability}, {self.min_share}."
             )
         if self.fallback not in ("whole", "region"):
             raise ValueError(f"fallback is whole or region, got {self.fallback!r}.")
@@ -155,11 +154,11 @@ def locate(probability: np.ndarray, coarse: Grid, fine: Grid, settings: RoiSetti
     share = float(inside.sum() / mass.sum())
     low, high = _extent(inside)  # voxels in the box, high included
     width = (high - low + 1) * coarse.spacing
-    # The box is moved so that the arteries lie in its middle, and is no larger than they need.
+    # The box is moved so that the arteries lie in its middle, and not made smaller where they fill less: the
+    # coarse net marks distal branches last, and a smaller box would save few windows.
     middle = start + (low + high) / 2
-    side = np.minimum(np.array(settings.size_mm), width + 2 * settings.margin_mm)
     centre = fine.to_index(coarse.to_mm(middle))
-    half = side / fine.spacing / 2
+    half = np.array(settings.size_mm) / fine.spacing / 2
     shape = np.array(fine.shape)
     first = np.floor(centre - half + 0.5).astype(int)
     last = np.ceil(centre + half + 0.5).astype(int)
