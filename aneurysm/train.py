@@ -15,6 +15,7 @@ from rich.table import Table
 from aneurysm.build import try_networks
 from aneurysm.bundle import write_bundle
 from aneurysm.data.tables import CANDIDATES, SCANS
+from aneurysm.evaluation.lesion_kinds import lesion_facts
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
 from aneurysm.report.curves import TrainingCurve
@@ -113,6 +114,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         [pd.read_csv(experiment.run("vessel", k).read_product("overlap.csv")) for k in experiment.folds]
     )
     lesions = {uid: list(opened(path).lesions) for uid, path in experiment.prepared.items()}
+    facts = {uid: lesion_facts(remembered(experiment.prepared[uid])) for uid, own in lesions.items() if own}
     return evaluate_scans(
         experiment.index,
         scans,
@@ -121,6 +123,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         candidates=candidates,
         vessel=vessel,
         seed=int(experiment.cfg.seed),
+        facts=facts,
     )
 
 
