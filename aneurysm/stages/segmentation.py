@@ -1,7 +1,7 @@
 """Training a segmentation network on random patches: shared by the vessel net and the Smart Net."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,8 @@ class SegmentationData(LightningDataModule):
         foreground: share of patches centred on the rarest annotated structure of the scan.
     """
 
+    targets: Mapping[str, tuple[Callable, Callable]] = TARGETS
+
     def __init__(
         self,
         train: Sequence[Path],
@@ -148,14 +150,18 @@ class PatchDataset(Dataset):
         if self.data.upstream is not None:
             vessel = probabilities_at(self.data.upstream[case.series_uid], self.data.whole)
             inputs.append(probability_patch(vessel, "vessel", start, size))
-        targets = [TARGETS[name][0](case, start, size) for name in self.data.channels]
+        targets = [self.data.targets[name][0](case, start, size) for name in self.data.channels]
         empty = np.zeros((size, size, size), bool)
         masks = [empty if t is None else t for t in targets]
         if self.augment:
             plan = self.data.augmentation.draw(rng, case.modality)
             inputs = [move(volume, plan, order=1) for volume in inputs]
             inputs[0] = change_intensity(inputs[0], plan)
-            masks = [move(mask.astype(np.uint8), plan, order=0) for mask in masks]
+            masks = [
+                move(mask, plan, order=1) if mask.dtype == np.float32  # a soft target
+                else move(mask.astype(np.uint8), plan, order=0)
+                for mask in masks
+            ]  # fmt: skip
         return (
             torch.from_numpy(np.stack(inputs).astype(np.float32)),
             torch.from_numpy(np.stack(masks).astype(np.float32)),
@@ -167,7 +173,7 @@ class PatchDataset(Dataset):
         if rng.random() < self.data.foreground:
             # The last channel that has any voxel is the rarest one.
             for name in reversed(self.data.channels):
-                voxels = TARGETS[name][1](case)
+                voxels = self.data.targets[name][1](case)
                 if voxels is not None and len(voxels):
                     return np.array(np.unravel_index(int(voxels[int(rng.integers(len(voxels)))]), shape))
         return np.array([int(rng.integers(n)) for n in shape])
