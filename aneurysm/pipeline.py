@@ -20,7 +20,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aneurysm
-from aneurysm.build import boosting, build, build_expert, build_segmenter, graph_settings, view_settings
+from aneurysm.build import (
+    boosting,
+    build,
+    build_expert,
+    build_graph_net,
+    build_segmenter,
+    graph_settings,
+    segmenter_channels,
+    view_settings,
+)
 from aneurysm.data.errors import UserError
 from aneurysm.data.preparation.prepare import Preparation, prepare_scan
 from aneurysm.data.preparation.prepared import PreparedCase
@@ -29,6 +38,7 @@ from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.stages.findings import CropSettings, list_findings
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
 
@@ -43,7 +53,7 @@ class Detection:
 
     scan: Scan
     case: PreparedCase
-    probability: dict[str, np.ndarray]  # lumen and sac on the prepared grid, (d, h, w)
+    probability: dict[str, np.ndarray]  # lumen, sac, perhaps a heat map, on the prepared grid, (d, h, w)
     lumen_rule: LumenRule  # which voxels are lumen
     graph: VesselGraph
     node_scores: np.ndarray  # (n,)
@@ -69,15 +79,12 @@ class Detector:
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
         self.graph_net = [
-            self._net(
-                folder,
-                "smart_net",
-                k,
-                build(cfg.graph_net, in_features=sizes["nodes"], edge_features=sizes["edges"]),
-                device="cpu",
-            )
+            net and self._net(folder, "smart_net", k, net, device="cpu")
             for k in folds
+            for net in [build_graph_net(cfg, sizes["nodes"], sizes["edges"])]
         ]
+        # Bundles of before have none: their node scores and peaks are ranked as they were then.
+        self.fusion = Fusion.mean([Fusion.from_figures(f) for f in note.get("fusions", [])])
         self.expert = [self._net(folder, "expert", k, build_expert(cfg, sizes["candidate"])) for k in folds]
         self.trees = stacker.StackerModule(boosting(cfg))
         for name in ("present", "location"):
@@ -135,12 +142,14 @@ class Detector:
         s = self.cfg.smart_net
         look, look_again = view_settings(self.cfg.vessel), view_settings(s)
         lumen = _mean([vessel.vessel_probability(net, case, look) for net in self.vessel])
-        parts = [smart_net.segment(net, case, lumen, look_again) for net in self.segmenter]
-        probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
+        names = segmenter_channels(self.cfg)
+        parts = [smart_net.segment(net, case, lumen, look_again, names) for net in self.segmenter]
+        probability = {name: _mean([p[name] for p in parts]) for name in names}
         settings = graph_settings(s)
         graph = smart_net.vessel_graph(probability, self.lumen_rule, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
-        found = smart_net.candidates(graph, scores, probability, case.grid, settings)
+        peaks = smart_net.scan_peaks(probability, case.grid, settings)
+        found = smart_net.candidates(graph, scores, peaks, case.grid, settings, self.fusion)
         rows = smart_net.candidate_rows(scan.series_uid, found, fold=-1)
         candidates, sac = self._judge(case, probability, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})

@@ -6,7 +6,7 @@ junction of the graph is within JUNCTION_RADII of its own radius, and half a nec
 on the centreline, else of the side wall; unknown where there is no vessel mask or no vessel beside the sac.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -47,7 +47,17 @@ class LesionFacts:
 
 
 def lesion_facts(case: PreparedCase) -> tuple[LesionFacts, ...]:
-    """One entry per lesion of a case, in its order.
+    """One entry per lesion of a case, in its order."""
+    return tuple(
+        fact
+        if fact.sac is None or case.vessel is None or case.aneurysm is None
+        else replace(fact, kind=lesion_kind(case.vessel, case.aneurysm, fact.sac.voxels, case.grid))
+        for fact in lesion_sacs(case)
+    )
+
+
+def lesion_sacs(case: PreparedCase) -> tuple[LesionFacts, ...]:
+    """As `lesion_facts`, without the kinds, which take a graph each.
 
     A lesion's voxels are those of the sac, among the numbered ones of the mask, that is nearest to its centre.
     """
@@ -60,8 +70,7 @@ def lesion_facts(case: PreparedCase) -> tuple[LesionFacts, ...]:
     for lesion in case.lesions:
         nearest = number[np.argmin(np.linalg.norm(mm - np.asarray(lesion.centre_mm), axis=1))]
         own = voxels[number == nearest]
-        kind = UNKNOWN if case.vessel is None else lesion_kind(case.vessel, case.aneurysm, own, case.grid)
-        facts.append(LesionFacts(Sac(own, case.grid), kind))
+        facts.append(LesionFacts(Sac(own, case.grid), UNKNOWN))
     return tuple(facts)
 
 

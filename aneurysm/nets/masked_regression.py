@@ -160,20 +160,45 @@ class MaskedNodeRegression(nn.Module):
 class WithAnomaly(nn.Module):
     """A supervised net that sees the unsupervised score of each node as one more feature.
 
+    Both are trained at once, each by its own loss: the score is handed on without a gradient.
+
     Args:
-        anomaly: trained first; frozen here.
-        net: takes one column more than `anomaly`.
+        anomaly: gives the score.
+        net: takes one column more than `anomaly`; may be an ensemble.
     """
 
     def __init__(self, anomaly: MaskedNodeRegression, net: nn.Module) -> None:
         super().__init__()
-        self.anomaly, self.net = anomaly.requires_grad_(False), net
+        self.anomaly, self.net = anomaly, net
+
+    @property
+    def members(self) -> nn.ModuleList | None:
+        """Of the supervised net, when it is an ensemble."""
+        return getattr(self.net, "members", None)
+
+    def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
+        """Fit the scaling to nodes and edges of the training graphs.
+
+        The score is of order one by construction and not yet trained: its column stays as it is, for which two
+        rows of mean 0 and spread 1 stand.
+        """
+        self.anomaly.calibrate(x, edge_attr)
+        score = x.new_tensor([-1.0, 1.0]).repeat(len(x) // 2 + 1)[: len(x), None]
+        self.net.calibrate(torch.cat([x, score], dim=1), edge_attr)  # type: ignore[operator]
 
     def widened(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> Float[Tensor, "n f"]:
-        """Node features with the score behind them; dropout of the frozen net stays off."""
+        """Node features with the score behind them, measured without dropout."""
+        training = self.anomaly.training
         self.anomaly.eval()
         with torch.no_grad():
-            return torch.cat([x, self.anomaly(x, edge_index, edge_attr, batch)[:, None]], dim=1)
+            score = self.anomaly(x, edge_index, edge_attr, batch)[:, None]
+        self.anomaly.train(training)
+        return torch.cat([x, score], dim=1)
+
+    def each(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> list[Tensor]:
+        """Logits of every member of an ensemble."""
+        wide = self.widened(x, edge_index, edge_attr, batch)
+        return self.net.each(wide, edge_index, edge_attr, batch)  # type: ignore[operator]
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> Float[Tensor, " n"]:
         """Logit per node."""

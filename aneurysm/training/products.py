@@ -19,8 +19,10 @@ from aneurysm.stages import smart_net
 from aneurysm.stages.findings import Finding, list_findings
 from aneurysm.stages.processes import rank
 from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.peaks import Peaks
 
 WEIGHTS = "weights.safetensors"
 
@@ -94,12 +96,22 @@ def save_weights(path: Path, net: nn.Module) -> None:
 
 
 def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
-    """A scan's graph, built on first use and kept beside the folds of the stage."""
+    """A scan's graph and the peaks of its heat map, made on first use and kept beside the folds of the stage."""
     case = opened(experiment.prepared[uid])
-    path = experiment.run("smart_net", 0).folder.parent / "graphs" / f"{uid}.safetensors"
+    folder = experiment.run("smart_net", 0).folder.parent / "graphs"
+    path, peaks = folder / f"{uid}.safetensors", folder / f"{uid}.peaks.safetensors"
     if not path.is_file():
         rule = lumen_rule(experiment, uid)
         graph = smart_net.vessel_graph(segmentation_of(experiment, uid), rule, case.grid, settings)
         with replacing(path) as part:
             graph.save(part)
-    return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)
+    if not peaks.is_file():
+        smart_net.scan_peaks(segmentation_of(experiment, uid), case.grid, settings).save(peaks)
+    return smart_net.GraphItem(
+        uid, VesselGraph.load(path), case.grid, case.lesions, case.present, Peaks.load(peaks)
+    )
+
+
+def fusion_of(experiment: Experiment, fold: int) -> Fusion | None:
+    """The common scale of node scores and heat-map peaks that a fold of the Smart Net has fitted."""
+    return Fusion.from_figures(experiment.run("smart_net", fold).finished() or {})

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aneurysm.build import build, build_segmenter, view_settings
+from aneurysm.build import build_segmenter, build_segmenter_loss, segmenter_channels, view_settings
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.experiment import Experiment
@@ -14,6 +14,7 @@ from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
+from aneurysm.stages.heatmap import HEATMAP
 from aneurysm.stages.processes import gathered, shared
 from aneurysm.stages.stored import opened, read_probabilities, remembered, write_probabilities
 from aneurysm.stages.volumes import aneurysm_target, vessel_target
@@ -31,16 +32,23 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         for uid in experiment.prepared
     }
     net = build_segmenter(cfg)
-    module = smart_net.SegmenterModule(net, build(cfg.loss), s.lr, s.weight_decay, s.epochs * s.steps)
+    module = smart_net.SegmenterModule(
+        net, build_segmenter_loss(cfg), s.lr, s.weight_decay, s.epochs * s.steps
+    )
     training, held_out = experiment.training(run.fold), experiment.held_out(run.fold)
+    names = segmenter_channels(cfg)
     data = smart_net.SegmenterData(
-        experiment.paths(training), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s)
+        experiment.paths(training),
+        experiment.paths(held_out),
+        heatmap_sigma_mm=float(s.heatmap_sigma_mm) if HEATMAP in names else None,
+        upstream=lumen,
+        **patch_settings(cfg, s),
     )
     fit(run, module, data, s.epochs, cfg)
 
     def segmented(case: PreparedCase) -> dict[str, np.ndarray]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
-        return smart_net.segment(net, case, earlier, view_settings(s))
+        return smart_net.segment(net, case, earlier, view_settings(s), names)
 
     annotated = [p for p in experiment.paths(training) if "vessel" in opened(p).masks]
     some = spread(annotated, s.rule_scans)
