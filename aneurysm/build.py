@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from aneurysm.data.errors import UserError
+from aneurysm.losses.heatmap import HeatmapLoss, WithHeatmap
 from aneurysm.nets.graph_ensemble import GraphEnsemble
 from aneurysm.nets.masked_regression import MaskedNodeRegression, WithAnomaly
 from aneurysm.nets.refinement import Refinement
-from aneurysm.losses.heatmap import HeatmapLoss, WithHeatmap
 from aneurysm.stages import heatmap
 from aneurysm.stages.smart_net import INPUTS, GraphSettings, channels
 from aneurysm.stages.stacker import Boosting

@@ -1,7 +1,7 @@
-"""Compare what every Smart Net of an experiment proposes: `python -m aneurysm.candidates outputs/<experiment>`.
+"""Compare what the Smart Nets of an experiment propose: `python -m aneurysm.candidates outputs/<experiment>`.
 
 Reads the finished variants of the stage (graph nets, sources of candidates, heat maps), measures their
-out-of-fold candidate recall, and leaves `candidates/recall.csv` and `candidates/recall.png` in the experiment.
+out-of-fold candidate recall, and leaves `candidates/recall.csv` and `candidates/recall.png` there.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def _name(experiment: Path, folder: Path, note: dict[str, Any]) -> str:
     head = "none"
     if upstream is not None:
         head = json.loads(upstream.read_text())["settings"]["smart_net"].get("heatmap", "none")
-    return f"{net}, {source}, {'sac mask' if head == 'none' else 'heat map'} ({folder.name.rsplit('-', 1)[-1]})"
+    return (
+        f"{net}, {source}, {'sac mask' if head == 'none' else 'heat map'} ({folder.name.rsplit('-', 1)[-1]})"
+    )
 
 
 def known_lesions(
@@ -78,7 +80,9 @@ def known_lesions(
         uid = str(row["series_uid"])
         files = sorted(prepared.glob(f"{uid}-*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
         if not files:
-            raise UserError(f"{uid} is not among the prepared scans in {prepared}: say where with --prepared.")
+            raise UserError(
+                f"{uid} is not among the prepared scans in {prepared}: say where with --prepared."
+            )
         found = open_prepared(files[-1]).lesions
         if not found and row["present"] != 0:
             continue  # a candidate may well hit an aneurysm whose position nobody noted
@@ -121,16 +125,22 @@ def compare(experiment: Path, prepared: Path) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m aneurysm.candidates", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(
+        prog="python -m aneurysm.candidates", description=__doc__.splitlines()[0]
+    )  # type: ignore[union-attr]
     parser.add_argument("experiment", type=Path, help="outputs/<experiment>")
-    parser.add_argument("--prepared", type=Path, help="prepared scans; default: prepared/ beside the experiment")
+    parser.add_argument(
+        "--prepared", type=Path, help="prepared scans; default: prepared/ beside the experiment"
+    )
     given = parser.parse_args(arguments)
     try:
         table = compare(given.experiment, given.prepared or given.experiment.parent / "prepared")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    shown = Table("variant", "lesions", "n", *(c for c in table.columns if c.startswith("recall_")), f"95 % at {BUDGET}")
+    shown = Table(
+        "variant", "lesions", "n", *(c for c in table.columns if c.startswith("recall_")), f"95 % at {BUDGET}"
+    )
     for row in table.to_dict("records"):
         values = [f"{v:.3f}" for k, v in row.items() if k.startswith("recall_")]
         bounds = f"{row[f'low_{BUDGET}']:.3f} .. {row[f'high_{BUDGET}']:.3f}"

@@ -1,11 +1,12 @@
 """Whether the candidates contain the aneurysms: the ceiling of everything that follows.
 
-A candidate hits an aneurysm when it is within 5 mm of its centre or inside its sac. Where the true sac mask is
-known it decides what is inside, else a sphere of the lesion's radius.
+A candidate hits an aneurysm when it is within 5 mm of its centre or inside its sac. Where the true sac mask
+is known it decides what is inside, else a sphere of the lesion's radius.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,12 @@ from aneurysm.evaluation.lesion_kinds import BIFURCATION, SIDE_WALL, UNKNOWN, Le
 MOST_KEPT = 10  # candidates per scan at the end of the curve
 BUDGET = 5  # candidates per scan that an expert looks at; the recall there is the headline
 # Diameter of the sphere with the sac's volume, mm.
-SIZES = ((0.0, 3.0, "below 3 mm"), (3.0, 5.0, "3 to 5 mm"), (5.0, 7.0, "5 to 7 mm"), (7.0, np.inf, "7 mm and more"))  # fmt: skip
+SIZES = (
+    (0.0, 3.0, "below 3 mm"),
+    (3.0, 5.0, "3 to 5 mm"),
+    (5.0, 7.0, "5 to 7 mm"),
+    (7.0, np.inf, "7 mm and more"),
+)
 KINDS = (SIDE_WALL, BIFURCATION)
 
 
@@ -98,12 +104,10 @@ class CandidateRecall:
 
     def table(self, patients: Sequence[str], kept: Sequence[int] = (1, 3, BUDGET, MOST_KEPT)) -> pd.DataFrame:
         """lesions (all, by size, by kind), n, recall_<k> for each k of `kept`, and the interval of BUDGET."""
-        rows = []
+        rows, budget = [], np.array([BUDGET])
         for name, part in [("all", self), *self.groups()]:
-            budget = np.array([BUDGET])
-            interval: Interval = bootstrap(
-                lambda w, part=part: part.resampled_when_keeping(w, budget), patients
-            )[0]
+            draw = partial(part.resampled_when_keeping, kept=budget)
+            interval: Interval = bootstrap(draw, patients)[0]
             rows.append(
                 {"lesions": name, "n": len(part.rank)}
                 | {f"recall_{k}": part.recall_when_keeping(k) for k in kept}

@@ -1,4 +1,4 @@
-"""What the true masks tell about a lesion: its voxels, and whether it sits on a side wall or at a bifurcation.
+"""What the true masks tell about a lesion: its voxels, and whether it sits on a side wall or a bifurcation.
 
 No data set names the kind, so it is defined by geometry. The sac is cut off the true vessel mask and what is
 left becomes a graph. The neck is where sac and parent vessel touch. The lesion is one of a bifurcation when a
@@ -59,7 +59,7 @@ def lesion_facts(case: PreparedCase) -> tuple[LesionFacts, ...]:
 def lesion_sacs(case: PreparedCase) -> tuple[LesionFacts, ...]:
     """As `lesion_facts`, without the kinds, which take a graph each.
 
-    A lesion's voxels are those of the sac, among the numbered ones of the mask, that is nearest to its centre.
+    A lesion's voxels are those of the sac, among the numbered ones of the mask, nearest to its centre.
     """
     if case.aneurysm is None or not case.aneurysm.any():
         return tuple(LesionFacts(None, UNKNOWN) for _ in case.lesions)

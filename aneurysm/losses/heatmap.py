@@ -11,12 +11,12 @@ KINDS = ("focal", "bce")
 
 
 class HeatmapLoss(nn.Module):
-    """Cross entropy of a sigmoid heat map against a target in 0..1, in nats, summed over voxels per peak mass.
+    """Cross entropy of a sigmoid heat map against a target in 0..1, in nats per voxel of peak.
 
-    ``focal`` weighs a voxel by ``|target - p| ** gamma`` (the quality focal loss: what is nearly right fades, at
-    peaks as in the background), ``bce`` by ``1 + positive_weight * target``. The sum over voxels is divided by
-    the sum of the targets, at least `least_mass`, so that neither the size of a patch nor the number of empty
-    ones changes what a peak is worth.
+    ``focal`` weighs a voxel by ``|target - p| ** gamma`` (the quality focal loss: what is nearly right fades,
+    at peaks as in the background), ``bce`` by ``1 + positive_weight * target``. The sum over voxels is
+    divided by the sum of the targets, at least `least_mass`, so that neither the size of a patch nor the
+    number of empty ones changes what a peak is worth.
 
     Args:
         kind: focal or bce.

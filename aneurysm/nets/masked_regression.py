@@ -1,9 +1,9 @@
-"""What a healthy tree lets one expect at a node, from its surroundings alone: an anomaly score without labels.
+"""What a healthy tree lets one expect at a node, from its surroundings: an anomaly score without labels.
 
 A node and its neighbours within a few edges are hidden, the net predicts the node's calibre and shape from
 what is left of the tree, and the departure from that, in predicted standard deviations, is the score.
-Attention passes the messages (GATv2, Brody, Alon and Yahav, ICLR 2022); the loss is the likelihood of a normal
-distribution with predicted mean and spread (Nix and Weigend, 1994).
+Attention passes the messages (GATv2, Brody, Alon and Yahav, ICLR 2022); the loss is the likelihood of a
+normal distribution with predicted mean and spread (Nix and Weigend, 1994).
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class MaskedNodeRegression(nn.Module):
         dropout: on hidden units.
         norm: `layer` or `graph`.
         reach: neighbours within so many edges are hidden with a node: features are measured in balls that
-            overlap, and a neighbour would give away what is to be predicted (docs/smart_net.md: AUC of nodes on
-            sacs 0.68 with 1, 0.86 with 2, 0.94 with 3, at 2 mm between nodes).
+            overlap, and a neighbour would give away what is to be predicted (docs/smart_net.md: AUC of
+            nodes on sacs 0.68 with 1, 0.86 with 2, 0.94 with 3, at 2 mm between nodes).
 
     Raises:
         ValueError: settings that contradict each other.
@@ -57,7 +57,9 @@ class MaskedNodeRegression(nn.Module):
         if hidden % heads:
             raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads}).")
         if not 0 <= reach < layers:
-            raise ValueError(f"reach ({reach}) must be in 0..layers - 1 ({layers - 1}): nothing is seen beyond.")
+            raise ValueError(
+                f"reach ({reach}) must be in 0..layers - 1 ({layers - 1}): nothing is seen beyond."
+            )
         if not targets or not all(0 <= t < in_features for t in targets):
             raise ValueError(f"targets must be columns of the {in_features} features, got {list(targets)}.")
         self.targets, self.reach = list(targets), reach
@@ -179,14 +181,16 @@ class WithAnomaly(nn.Module):
     def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
         """Fit the scaling to nodes and edges of the training graphs.
 
-        The score is of order one by construction and not yet trained: its column stays as it is, for which two
-        rows of mean 0 and spread 1 stand.
+        The score is of order one by construction and not yet trained: its column stays as it is, by rows of
+        mean 0 and spread 1.
         """
         self.anomaly.calibrate(x, edge_attr)
         score = x.new_tensor([-1.0, 1.0]).repeat(len(x) // 2 + 1)[: len(x), None]
         self.net.calibrate(torch.cat([x, score], dim=1), edge_attr)  # type: ignore[operator]
 
-    def widened(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> Float[Tensor, "n f"]:
+    def widened(
+        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor
+    ) -> Float[Tensor, "n f"]:
         """Node features with the score behind them, measured without dropout."""
         training = self.anomaly.training
         self.anomaly.eval()

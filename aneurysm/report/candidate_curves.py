@@ -25,7 +25,9 @@ def candidate_comparison_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         colour = CYCLE[number % len(CYCLE)]
         style = _STYLES[number // len(CYCLE) % len(_STYLES)]
         if number == 0 and curve["low"].notna().all():
-            axes.fill_between(curve["kept"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(
+                curve["kept"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0
+            )
         axes.plot(curve["kept"], curve["recall"], color=colour, linestyle=style, linewidth=1.6, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes, "lower right")

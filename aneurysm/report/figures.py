@@ -211,7 +211,9 @@ def candidate_figure(recall: CandidateRecall, curve: pd.DataFrame | None = None)
             axes.fill_between(
                 curve["kept"], curve["low"], curve["high"], step="post", color=BLUE, alpha=0.15, linewidth=0
             )
-        axes.step(shown["kept"], shown["recall"], where="post", color=BLUE, linewidth=2.2, label="all lesions")
+        axes.step(
+            shown["kept"], shown["recall"], where="post", color=BLUE, linewidth=2.2, label="all lesions"
+        )
         axes.plot(shown["kept"], shown["recall"], "o", color=BLUE, markersize=4)
         kinds = [(name, part) for name, part in recall.groups() if name in KINDS]
         for (name, part), colour in zip(kinds, (GREEN, PURPLE), strict=False):

@@ -30,8 +30,8 @@ POSITIVE_WEIGHT = 8.0
 class GraphModule(StageModule):
     """Fits the node scores of the vessel graph; unknown nodes (NaN) do not count.
 
-    A net with a `loss` of its own (masked-node regression) is fitted by that, on nodes known to be healthy; one
-    with an `anomaly` net inside fits both at once, and no gradient passes from one to the other.
+    A net with a `loss` of its own (masked-node regression) is fitted by that, on nodes known to be healthy;
+    one with an `anomaly` net inside fits both at once, and no gradient passes from one to the other.
     """
 
     compiles = False  # a batch of graphs never has the size of the one before

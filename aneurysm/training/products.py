@@ -96,7 +96,7 @@ def save_weights(path: Path, net: nn.Module) -> None:
 
 
 def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
-    """A scan's graph and the peaks of its heat map, made on first use and kept beside the folds of the stage."""
+    """A scan's graph and the peaks of its heat map, made on first use and kept beside the stage's folds."""
     case = opened(experiment.prepared[uid])
     folder = experiment.run("smart_net", 0).folder.parent / "graphs"
     path, peaks = folder / f"{uid}.safetensors", folder / f"{uid}.peaks.safetensors"

@@ -24,7 +24,7 @@ class Places:
     height: np.ndarray  # (n,) of the peak that marks the place, FLOOR where there is none
 
     def scores(self, fusion: Fusion | None) -> np.ndarray:
-        """Probability of each place, (n,); unfitted, the node score, or a share of the height off the graph."""
+        """Probability of each place, (n,); unfitted, its node score, or a share of its height."""
         if fusion is not None:
             return fusion(self.node_score, self.height)
         bare = ~np.isfinite(self.node_score)

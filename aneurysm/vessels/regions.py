@@ -15,7 +15,7 @@ def region_of(centre_mm: np.ndarray, arteries: np.ndarray, grid: Grid, reach_mm:
 
     Args:
         centre_mm: (3,) RAS.
-        arteries: (d, h, w) labels as in `data.labels.VESSEL_LABEL`; others, as of unnamed vessels, do not count.
+        arteries: (d, h, w) labels as in `data.labels.VESSEL_LABEL`; others do not count.
         grid: where `arteries` lies.
         reach_mm: how far the artery may be.
 

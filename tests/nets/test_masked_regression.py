@@ -1,4 +1,4 @@
-"""The unsupervised score sees nothing of the node that it judges, and finds what does not fit its surroundings."""
+"""The unsupervised score sees nothing of the node it judges, and finds what does not fit its surroundings."""
 
 import pytest
 import torch
@@ -94,7 +94,9 @@ def test_wrong_settings_are_refused():
 def test_the_score_is_a_feature_of_every_member_without_a_gradient():
     x, index, attr, batch = chain(12)
     anomaly = net()
-    both = WithAnomaly(anomaly, GraphEnsemble([VesselGat(4, 1, hidden=8, heads=2), VesselGcn(4, 1, hidden=8)]))
+    both = WithAnomaly(
+        anomaly, GraphEnsemble([VesselGat(4, 1, hidden=8, heads=2), VesselGcn(4, 1, hidden=8)])
+    )
     both.calibrate(x, attr)
     one, other = both.each(x, index, attr, batch)
     assert one.shape == other.shape == (12,) and both.members is both.net.members

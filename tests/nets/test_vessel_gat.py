@@ -125,7 +125,7 @@ def test_the_attention_layer_equals_the_published_formula(golden):
 
 
 def test_graph_norm_takes_every_graph_by_itself():
-    """Features per graph come out with mean beta and spread gamma while it keeps all of the mean (alpha = 1)."""
+    """Per graph the features come out with mean 0 and spread 1 before anything is trained."""
     model = VesselGat(5, 3, hidden=8, heads=2, norm="graph").eval()
     a, b = chain(6, seed=1), chain(9, seed=2)
     both = (
@@ -157,7 +157,7 @@ def test_the_plain_convolution_sees_neighbours_but_no_edge_features():
 
 def test_edges_are_scaled_too():
     model = VesselGat(5, 3, hidden=8, heads=2)
-    x, index, attr, batch = chain(9)
+    x, _, attr, _ = chain(9)
     model.calibrate(x, 100 * attr + 7)
     torch.testing.assert_close(model.edge_scale.mean, (100 * attr + 7).mean(0))
     model.calibrate(x, attr[:0])  # graphs of single nodes: nothing to measure

@@ -94,7 +94,11 @@ def test_hits_are_certain_near_and_unclear_a_little_farther(tree):
     lesion = Lesion(np.array([36.0, 36.0, 20.0]), 2.0)
     gap = np.linalg.norm(places.centre_mm - lesion.centre_mm, axis=1)
     hit = places.hits((lesion,), 5.0)
-    assert (hit[gap <= 5] == 1).all() and np.isnan(hit[(gap > 5) & (gap <= 8)]).all() and (hit[gap > 8] == 0).all()
+    assert (
+        (hit[gap <= 5] == 1).all()
+        and np.isnan(hit[(gap > 5) & (gap <= 8)]).all()
+        and (hit[gap > 8] == 0).all()
+    )
 
 
 @pytest.mark.parametrize("name", SACS)
