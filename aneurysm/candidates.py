@@ -114,7 +114,7 @@ def compare(experiment: Path, prepared: Path) -> pd.DataFrame:
         tables.append(recall.table(own).assign(variant=variant.name, per_scan=recall.mean_per_scan))
         curves[variant.name] = recall.curve_with_intervals(own)
     table = pd.concat(tables, ignore_index=True)
-    table = table[["variant", *(c for c in table.columns if c != "variant")]]
+    table = pd.DataFrame(table[["variant", *(c for c in table.columns if c != "variant")]])
     out = experiment / "candidates"
     out.mkdir(exist_ok=True)
     with replacing(out / "recall.csv") as part:
@@ -126,8 +126,9 @@ def compare(experiment: Path, prepared: Path) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m aneurysm.candidates", description=__doc__.splitlines()[0]
-    )  # type: ignore[union-attr]
+        prog="python -m aneurysm.candidates",
+        description="Compare what the Smart Nets of an experiment propose.",
+    )
     parser.add_argument("experiment", type=Path, help="outputs/<experiment>")
     parser.add_argument(
         "--prepared", type=Path, help="prepared scans; default: prepared/ beside the experiment"

@@ -99,7 +99,7 @@ def lesion_kind(vessel: np.ndarray, aneurysm: np.ndarray, sac: np.ndarray, grid:
     contact &= parent
     affine = grid.affine.copy()
     affine[:3, 3] = grid.to_mm(low)
-    local = Grid(own.shape, affine)
+    local = Grid((own.shape[0], own.shape[1], own.shape[2]), affine)
     graph = build_graph(parent, local, node_spacing_mm=1.0)
     neck = local.to_mm(np.argwhere(contact))
     place = _nearest_node(graph, neck.mean(0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,7 +25,7 @@ def candidate_comparison_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     for number, (name, curve) in enumerate(curves.items()):
         colour = CYCLE[number % len(CYCLE)]
         style = _STYLES[number // len(CYCLE) % len(_STYLES)]
-        if number == 0 and curve["low"].notna().all():
+        if number == 0 and bool(np.isfinite(curve["low"].to_numpy()).all()):
             axes.fill_between(
                 curve["kept"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0
             )

@@ -226,7 +226,7 @@ def candidate_figure(recall: CandidateRecall, curve: pd.DataFrame | None = None)
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if kinds:
-            legend(axes, "center right")
+            legend(axes, "lower right")
     else:
         empty(axes, "no lesion with a known position")
     return figure

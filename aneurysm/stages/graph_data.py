@@ -50,7 +50,7 @@ class GraphModule(StageModule):
         masked = getattr(self.net, "anomaly", self.net)
         if hasattr(masked, "loss"):
             healthy = labels == 0 if len(labels) else torch.zeros_like(batch.batch, dtype=torch.bool)
-            total = masked.loss(*graph, healthy)
+            total = masked.loss(*graph, healthy)  # type: ignore[operator]
             terms["masked"] = total
         if masked is not self.net or not hasattr(masked, "loss"):
             members = getattr(self.net, "members", None)

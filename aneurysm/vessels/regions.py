@@ -7,7 +7,7 @@ from aneurysm.data.scan import Grid
 from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.local_shape import ball_steps
 
-_NAMES = dict(zip(VESSEL_LABEL, LOCATIONS, strict=True))
+_NAMES: dict[int, str] = dict(zip(VESSEL_LABEL, LOCATIONS, strict=True))
 
 
 def region_of(centre_mm: np.ndarray, arteries: np.ndarray, grid: Grid, reach_mm: float = 6.0) -> str:

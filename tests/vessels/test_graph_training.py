@@ -62,9 +62,15 @@ def trained(net, data: GraphData, epochs: int = 10):
     net.calibrate(nodes, torch.cat([d.edge_attr for d in data.train]))
     module = GraphModule(net, 5e-3, epochs * data.steps)
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
-        enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
-    )  # fmt: skip
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
     trainer.fit(module, data)
     return net.eval(), trainer.callback_metrics
 
