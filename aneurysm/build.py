@@ -4,17 +4,23 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from aneurysm.data.errors import UserError
+from aneurysm.losses.heatmap import HeatmapLoss, WithHeatmap
+from aneurysm.nets.graph_ensemble import GraphEnsemble
+from aneurysm.nets.masked_regression import MaskedNodeRegression, WithAnomaly
 from aneurysm.nets.refinement import Refinement
+from aneurysm.stages import heatmap
 from aneurysm.stages.roi import RoiSettings
-from aneurysm.stages.smart_net import CHANNELS, INPUTS, GraphSettings
+from aneurysm.stages.smart_net import INPUTS, GraphSettings, channels
 from aneurysm.stages.stacker import Boosting
 from aneurysm.stages.vessel import CLASSES, names_arteries
 from aneurysm.stages.vessel import INPUTS as VESSEL_INPUTS
 from aneurysm.stages.volumes import View
+from aneurysm.vessels.candidates import SOURCES
+from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES
 from aneurysm.vessels.repair import VesselRules
 
 
@@ -84,6 +90,10 @@ def try_networks(cfg: DictConfig) -> None:
         build_vessel(cfg)
     if last not in ("pretrain", "vessel"):
         build_segmenter(cfg)
+        build_segmenter_loss(cfg)
+    if last not in ("pretrain", "vessel", "segmenter"):
+        graph_settings(cfg.smart_net)
+        build_graph_net(cfg, len(NODE_FEATURES), len(EDGE_FEATURES))
     if last in ("expert", "stacker", "all"):
         build_expert(cfg, graph_features=1)
     elif last == "pretrain":
@@ -97,11 +107,78 @@ def build_vessel(cfg: DictConfig) -> nn.Module:
     return build(cfg.vessel.net, in_channels=VESSEL_INPUTS, out_channels=CLASSES[classes])
 
 
+def segmenter_channels(cfg: DictConfig) -> tuple[str, ...]:
+    """What the Smart Net's segmenter answers.
+
+    Raises:
+        UserError: no such heat map.
+    """
+    kind = cfg.smart_net.get("heatmap", "none")  # bundles of before have none
+    if kind not in heatmap.KINDS:
+        raise UserError(f"smart_net.heatmap={kind}: it is one of {', '.join(heatmap.KINDS)}.")
+    return channels(kind)
+
+
 def build_segmenter(cfg: DictConfig) -> nn.Module:
     """The Smart Net's segmentation network; with `refine` it starts from what the vessel stage found."""
     s = cfg.smart_net
-    net = build(s.net, in_channels=len(INPUTS), out_channels=len(CHANNELS))
+    net = build(s.net, in_channels=len(INPUTS), out_channels=len(segmenter_channels(cfg)))
     return Refinement(net) if s.refine else net
+
+
+def build_segmenter_loss(cfg: DictConfig) -> nn.Module:
+    """The loss of its masks, and with a heat-map head the loss of that too."""
+    s, masks = cfg.smart_net, build(cfg.loss)
+    if heatmap.HEATMAP not in segmenter_channels(cfg):
+        return masks
+    if float(s.heatmap_sigma_mm) <= 0:
+        raise UserError(f"smart_net.heatmap_sigma_mm={s.heatmap_sigma_mm}: a Gaussian has a width above 0.")
+    try:
+        return WithHeatmap(masks, HeatmapLoss(str(s.heatmap_loss)), float(s.heatmap_weight))
+    except ValueError as error:
+        raise UserError(f"smart_net.heatmap_loss, heatmap_weight: {error}") from error
+
+
+def has_graph_net(cfg: DictConfig) -> bool:
+    """Whether a net scores the nodes (`graph_net=none` and candidates from the heat map alone need none)."""
+    source = cfg.smart_net.get("candidates", {}).get("source", "union")
+    return not cfg.graph_net._target_.endswith(".absent") and source != "heatmap"
+
+
+def build_graph_net(cfg: DictConfig, in_features: int, edge_features: int) -> nn.Module | None:
+    """The net that scores the nodes of the vessel graph; None where geometry does.
+
+    Args:
+        in_features: columns of the node features, NODE_FEATURES first.
+        edge_features: columns of the edge features.
+    """
+    if not has_graph_net(cfg):
+        return None
+    s = cfg.smart_net
+    masked = cfg.graph_net._target_.endswith(".MaskedNodeRegression")
+    if masked:
+        return _masked_regression(cfg.graph_net, in_features, edge_features)
+    anomaly, width = None, in_features
+    if s.get("unsupervised", False):
+        anomaly, width = _masked_regression(s.anomaly, in_features, edge_features), in_features + 1
+    members = int(s.get("graph_members", 1))
+    if members < 1:
+        raise UserError(f"smart_net.graph_members={members}: at least one net has to score the nodes.")
+    nets = [build(cfg.graph_net, in_features=width, edge_features=edge_features) for _ in range(members)]
+    net = nets[0] if members == 1 else GraphEnsemble(nets)
+    return net if anomaly is None else WithAnomaly(anomaly, net)
+
+
+def _masked_regression(node: DictConfig, in_features: int, edge_features: int) -> MaskedNodeRegression:
+    unknown = sorted(set(node.targets) - set(NODE_FEATURES))
+    if unknown:
+        raise UserError(
+            f"targets={list(node.targets)}: {', '.join(unknown)} are no node features. "
+            f"There are {', '.join(NODE_FEATURES)}."
+        )
+    columns = [NODE_FEATURES.index(name) for name in node.targets]
+    bare = OmegaConf.create({k: node[k] for k in node if k != "targets"})
+    return build(bare, in_features=in_features, edge_features=edge_features, targets=columns)
 
 
 def boosting(cfg: DictConfig) -> Boosting:
@@ -110,10 +187,22 @@ def boosting(cfg: DictConfig) -> Boosting:
 
 
 def graph_settings(s: DictConfig) -> GraphSettings:
-    """Settings of the vessel graph and its candidates."""
+    """Settings of the vessel graph and its candidates.
+
+    Raises:
+        UserError: no such source of candidates, or a score out of range.
+    """
+    chosen = s.get("candidates", {})  # bundles of before have none
+    source, least = str(chosen.get("source", "union")), float(chosen.get("min_score", 0.0))
+    if source not in SOURCES:
+        raise UserError(f"smart_net.candidates.source={source}: it is one of {', '.join(SOURCES)}.")
+    if not 0 <= least < 1:
+        raise UserError(f"smart_net.candidates.min_score={least}: a score lies in 0..1, below 1 here.")
     # Bundles of before only dropped crumbs and filled holes.
     rules = build(s.repair) if "repair" in s else VesselRules(gap_mm=0.0, sac_mm=0.0)
-    return GraphSettings(float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), rules)
+    return GraphSettings(
+        float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), source, least, rules
+    )
 
 
 def roi_settings(s: DictConfig) -> RoiSettings | None:

@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import aneurysm
-from aneurysm.build import boosting
+from aneurysm.build import boosting, has_graph_net
 from aneurysm.experiment import Experiment
 from aneurysm.pipeline import FORMAT, weights_name
 from aneurysm.stages import stacker
-from aneurysm.training.products import WEIGHTS, expert_findings, lumen_rules
+from aneurysm.training.products import WEIGHTS, expert_findings, fusion_of, lumen_rules
 from aneurysm.training.roi import ROI_WEIGHTS
 from aneurysm.training.stacker import stacker_rows
 
@@ -34,6 +34,8 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for stage in _NETWORKS:
+        if stage == "smart_net" and not has_graph_net(cfg):
+            continue
         for fold in experiment.folds:
             shutil.copyfile(
                 experiment.run(stage, fold).read_product(WEIGHTS), part / weights_name(stage, fold)
@@ -61,6 +63,9 @@ def write_bundle(experiment: Experiment, folder: Path) -> Path:
         "experiment": cfg.experiment_name,
         "folds": int(cfg.folds),
         "lumen_rules": [lumen_rules(experiment, k).to_figures() for k in experiment.folds],
+        "fusions": [
+            {} if (fusion := fusion_of(experiment, k)) is None else fusion.figures() for k in experiment.folds
+        ],
         "sizes": {
             "nodes": int(first.graph.node_features.shape[1]),
             "edges": int(first.graph.edge_features.shape[1]),

@@ -24,10 +24,12 @@ from aneurysm.build import (
     boosting,
     build,
     build_expert,
+    build_graph_net,
     build_segmenter,
     build_vessel,
     graph_settings,
     roi_settings,
+    segmenter_channels,
     view_settings,
 )
 from aneurysm.data.errors import UserError
@@ -40,6 +42,7 @@ from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.stages.coarse import coarse_net
 from aneurysm.stages.findings import CropSettings, list_findings
 from aneurysm.stages.roi import WHOLE, Roi, find_roi
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
@@ -54,7 +57,7 @@ class Detection:
 
     scan: Scan
     case: PreparedCase
-    probability: dict[str, np.ndarray]  # lumen and sac on the prepared grid, (d, h, w)
+    probability: dict[str, np.ndarray]  # lumen, sac, perhaps a heat map, on the prepared grid, (d, h, w)
     lumen_rule: LumenRule  # which voxels are lumen
     graph: VesselGraph
     node_scores: np.ndarray  # (n,)
@@ -85,15 +88,12 @@ class Detector:
         self.segmenter = [self._net(folder, "segmenter", k, build_segmenter(cfg)) for k in folds]
         sizes = note["sizes"]
         self.graph_net = [
-            self._net(
-                folder,
-                "smart_net",
-                k,
-                build(cfg.graph_net, in_features=sizes["nodes"], edge_features=sizes["edges"]),
-                device="cpu",
-            )
+            net and self._net(folder, "smart_net", k, net, device="cpu")
             for k in folds
+            for net in [build_graph_net(cfg, sizes["nodes"], sizes["edges"])]
         ]
+        # Bundles of before have none: their node scores and peaks are ranked as they were then.
+        self.fusion = Fusion.mean([Fusion.from_figures(f) for f in note.get("fusions", [])])
         self.expert = [self._net(folder, "expert", k, build_expert(cfg, sizes["candidate"])) for k in folds]
         self.trees = stacker.StackerModule(boosting(cfg))
         for name in ("present", "location"):
@@ -152,13 +152,15 @@ class Detector:
         look, look_again = view_settings(self.cfg.vessel), view_settings(s)
         roi = WHOLE if self.roi is None else find_roi(self.coarse, case, self.roi)
         lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries, roi.region)
-        parts = [smart_net.segment(net, case, lumen, look_again, roi.region) for net in self.segmenter]
-        probability = {name: _mean([p[name] for p in parts]) for name in smart_net.CHANNELS}
+        names = segmenter_channels(self.cfg)
+        parts = [smart_net.segment(net, case, lumen, look_again, names, roi.region) for net in self.segmenter]
+        probability = {name: _mean([p[name] for p in parts]) for name in names}
         settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
         mended = smart_net.graph_mask(probability, rule, case.grid, settings)
         graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
-        found = smart_net.candidates(graph, scores, probability, case.grid, settings)
+        peaks = smart_net.scan_peaks(probability, case.grid, settings)
+        found = smart_net.candidates(graph, scores, peaks, case.grid, settings, self.fusion, arteries)
         rows = smart_net.candidate_rows(scan.series_uid, found, fold=-1)
         candidates, sac = self._judge(case, probability, rule, graph, rows)
         table = stacker.scan_rows(candidates, {scan.series_uid: scan.modality})

@@ -16,6 +16,7 @@ from aneurysm.build import try_networks
 from aneurysm.bundle import write_bundle
 from aneurysm.data.labels import MODALITIES
 from aneurysm.data.tables import CANDIDATES, SCANS
+from aneurysm.evaluation.lesion_kinds import lesion_facts
 from aneurysm.evaluation.summary import Evaluation, evaluate_scans
 from aneurysm.experiment import Experiment, open_experiment
 from aneurysm.report.curves import TrainingCurve
@@ -116,6 +117,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         for stage in ("vessel", "segmenter")
     )
     lesions = {uid: list(opened(path).lesions) for uid, path in experiment.prepared.items()}
+    facts = {uid: lesion_facts(remembered(experiment.prepared[uid])) for uid, own in lesions.items() if own}
     return evaluate_scans(
         experiment.index,
         scans,
@@ -125,6 +127,7 @@ def evaluate(experiment: Experiment) -> Evaluation:
         vessel=vessel,
         graph_mask=graph_mask,
         seed=int(experiment.cfg.seed),
+        facts=facts,
     )
 
 

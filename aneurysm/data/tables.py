@@ -120,11 +120,27 @@ CANDIDATES = Table(
         "x_mm": "float64",  # RAS
         "y_mm": "float64",
         "z_mm": "float64",
-        "score": "float32",  # 0..1, graph attention anomaly score
-        "node": "int64",  # nearest node of the vessel graph
+        "score": "float32",  # 0..1, probability of an aneurysm as far as the Smart Net knows
+        "node": "int64",  # nearest node of the vessel graph, -1 without a graph
         "radius_mm": "float32",  # of the vessel at that node
         "fold": "int64",  # the model that had not seen this patient
+        "source": "str",  # graph, heatmap or both; empty in tables of before
+        "region": "str",  # artery, one of labels.LOCATIONS; empty when unknown
     },
+    meanings={
+        "series_uid": "DICOM SeriesInstanceUID, or the name of the file",
+        "candidate": "0, 1, ... by falling score",
+        "x_mm": "centre, RAS mm",
+        "y_mm": "centre, RAS mm",
+        "z_mm": "centre, RAS mm",
+        "score": "0..1, probability of an aneurysm as far as the Smart Net knows",
+        "node": "nearest node of the vessel graph, -1 without a graph",
+        "radius_mm": "mm, of the vessel at that node",
+        "fold": "the model that had not seen this patient; -1: all of them",
+        "source": "what proposed it: graph, heatmap or both; empty: not noted",
+        "region": "artery that it lies on; empty: unknown",
+    },
+    defaults={"source": "", "region": ""},
 )
 
 # One row per candidate, from the expert.

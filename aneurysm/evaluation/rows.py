@@ -10,7 +10,7 @@ import pandas as pd
 
 from aneurysm.data.labels import LABEL_COLUMNS, PRESENT
 from aneurysm.evaluation.calibration import Calibration
-from aneurysm.evaluation.candidates import CandidateRecall
+from aneurysm.evaluation.candidates import BUDGET, CandidateRecall
 from aneurysm.evaluation.froc import CPM_RATES, Froc
 from aneurysm.evaluation.intervals import Interval, resampled_mean
 from aneurysm.evaluation.rsna_score import RsnaScore, combined, resampled_columns
@@ -123,15 +123,27 @@ def size_rows(curve: Froc) -> list[Row]:
 def candidate_rows(recall: CandidateRecall, curve: Froc, patients: list[str], draw: Draw) -> list[Row]:
     """What the Smart Net hands to the expert: recall, number, and its own sensitivity."""
     interval = draw(recall.resampled, patients)[0]
+    budget = draw(lambda weights: recall.resampled_when_keeping(weights, np.array([BUDGET])), patients)[0]
     number = draw(partial(resampled_mean, recall.per_scan.astype(np.float64)), patients)[0]
     found = draw(lambda weights: curve.resampled(weights, (1.0,))[:, :1], patients)[0]
     lesions, n = len(recall.rank), len(recall.scans)
     smart = "Smart Net sensitivity at 1 false alarm per scan"
     return [
         Row("Candidate recall", recall.recall, interval, lesions, "lesions hit by any candidate"),
+        Row(
+            f"Candidate recall at {BUDGET} per scan", recall.recall_when_keeping(BUDGET), budget, lesions,
+            f"lesions hit by one of the best {BUDGET} candidates",
+        ),
         Row("Candidates per scan", recall.mean_per_scan, number, n, "scans"),
         Row(smart, curve.sensitivity_at(1.0), found, lesions, "lesions; before the expert"),
-    ]
+        *(
+            Row(
+                f"Candidate recall at {BUDGET}, {name}", part.recall_when_keeping(BUDGET), None,
+                len(part.rank), "lesions of that diameter or place",
+            )
+            for name, part in recall.groups()
+        ),
+    ]  # fmt: skip
 
 
 def vessel_rows(vessel: pd.DataFrame, index: pd.DataFrame, draw: Draw) -> list[Row]:

@@ -15,6 +15,7 @@ from aneurysm.evaluation.calibration import Calibration, calibration
 from aneurysm.evaluation.candidates import CandidateRecall, candidate_recall
 from aneurysm.evaluation.froc import FALSE_ALARM, Froc, froc
 from aneurysm.evaluation.intervals import Interval, bootstrap
+from aneurysm.evaluation.lesion_kinds import LesionFacts
 from aneurysm.evaluation.mask_groups import mask_groups, undefined
 from aneurysm.evaluation.rows import (
     Row,
@@ -39,6 +40,8 @@ class Evaluation:
     column_intervals: dict[str, Interval]  # of the AUC of each scored column
     froc: dict[str, Froc]  # "expert" and "smart_net", those that exist
     candidates: CandidateRecall | None
+    candidate_curve: pd.DataFrame | None  # kept, recall, low, high
+    candidate_groups: pd.DataFrame | None  # recall of candidates by size and kind of the lesions
     calibration: dict[str, Calibration]  # "scan" (Aneurysm Present) and "candidate"
     vessel: pd.DataFrame | None  # series_uid and per-scan figures
     groups: pd.DataFrame  # group, value, scans, positives, auc_present, lesions, sensitivity_1fp
@@ -70,7 +73,8 @@ class Evaluation:
             "positives": self.rsna.positives,
             "negatives": self.rsna.negatives,
             "froc": {name: curve.curve.to_dict("list") for name, curve in self.froc.items()},
-            "candidate_recall": self.candidates.curve().to_dict("list") if self.candidates else None,
+            "candidate_recall": _columns(self.candidate_curve),
+            "candidate_recall_by_lesion": _columns(self.candidate_groups),
             "calibration": {name: vars(value) for name, value in self.calibration.items()},
             "groups": self.groups.to_dict("records"),
             "lumen_masks": self.masks.to_dict("records"),
@@ -90,6 +94,7 @@ def evaluate_scans(
     reach_mm: float = 5.0,
     resamples: int = 1000,
     seed: int = 0,
+    facts: Mapping[str, Sequence[LesionFacts]] | None = None,
 ) -> Evaluation:
     """Measure out-of-fold predictions of an experiment against what is known.
 
@@ -105,6 +110,7 @@ def evaluate_scans(
         reach_mm: a mark hits within max(reach_mm, radius of the lesion) of its centre.
         resamples: bootstrap draws of patients.
         seed: of the bootstrap.
+        facts: true sacs and kinds of the lesions of each series, as far as masks tell.
 
     Raises:
         ValueError: a table breaks its contract, or a predicted series is not in the index or repeated.
@@ -136,12 +142,15 @@ def evaluate_scans(
         )
         rows += froc_rows("expert", curves["expert"], located_patients, draw)
         rows += size_rows(curves["expert"])
-    recall = None
+    recall = curve = by_lesion = None
     if candidates is not None and located:
         proposed = CANDIDATES.conform(candidates)
         curves["smart_net"] = froc(proposed.rename(columns={"score": "p"}), lesions_of, located, reach_mm)
-        recall = candidate_recall(proposed, lesions_of, located, reach_mm)
+        of_located = None if facts is None else {uid: facts[uid] for uid in located if uid in facts}
+        recall = candidate_recall(proposed, lesions_of, located, reach_mm, of_located)
         rows += candidate_rows(recall, curves["smart_net"], located_patients, draw)
+        curve = recall.curve_with_intervals(located_patients, resamples=resamples, seed=seed)
+        by_lesion = recall.table(located_patients)
     if vessel is not None and len(vessel):
         rows += vessel_rows(vessel, index, draw)
         left_out += undefined(vessel)
@@ -150,9 +159,13 @@ def evaluate_scans(
     stages = {name: table for name, table in named.items() if table is not None and len(table)}
     groups = _groups(known, truth, probability, curves.get("expert"))
     return Evaluation(
-        uids, truth, probability, score, column_intervals, curves, recall, reliability, vessel, groups,
-        tuple(left_out), tuple(rows), mask_groups(stages),
+        uids, truth, probability, score, column_intervals, curves, recall, curve, by_lesion, reliability,
+        vessel, groups, tuple(left_out), tuple(rows), mask_groups(stages),
     )  # fmt: skip
+
+
+def _columns(table: pd.DataFrame | None) -> dict[str, list] | None:
+    return None if table is None else table.to_dict("list")
 
 
 def merged_seeds(expert: pd.DataFrame) -> pd.DataFrame:

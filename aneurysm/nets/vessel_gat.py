@@ -1,12 +1,13 @@
-"""Node classifiers on vessel graphs: a graph attention network, and the same head without any neighbours.
+"""Node classifiers on vessel graphs: attention, plain convolution, and the same head without any neighbours.
 
-Source: dynamic graph attention (GATv2), Brody, Alon and Yahav, ICLR 2022.
+Sources: dynamic graph attention (GATv2), Brody, Alon and Yahav, ICLR 2022; graph convolution (GCN), Kipf and
+Welling, ICLR 2017; GraphNorm, Cai et al., ICML 2021.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATv2Conv
+from torch_geometric.nn import GATv2Conv, GCNConv, GraphNorm
 from torch_geometric.utils import scatter
 
 from aneurysm.nets.shapes import expect_rows
@@ -41,40 +42,37 @@ class Standardise(nn.Module):
         return ((x - self.mean) / self.scale).clamp(-_FAR, _FAR)
 
 
-class VesselGat(nn.Module):
-    """Score every node of a vessel graph for being an aneurysm, by attention over its neighbours.
+NORMS = {"layer": nn.LayerNorm, "graph": GraphNorm}
 
-    Args:
-        in_features: columns of the node features.
-        edge_features: columns of the edge features.
-        hidden: width of a layer; a multiple of `heads`.
-        layers: how many edges away a node can see; 0 leaves only the mean of the whole graph.
-        heads: attention heads per layer.
-        dropout: on hidden units and attention weights.
-        residual: add the input of each layer to its output.
+
+def norms(kind: str, hidden: int, layers: int) -> nn.ModuleList:
+    """One norm per layer: `layer` over the features of a node, `graph` per feature over the nodes of a graph.
+
+    Raises:
+        ValueError: no such norm.
     """
+    if kind not in NORMS:
+        raise ValueError(f"norm is one of {', '.join(NORMS)}, got {kind!r}.")
+    return nn.ModuleList(NORMS[kind](hidden) for _ in range(layers))
+
+
+def normed(norm: nn.Module, h: Float[Tensor, "n f"], batch: Int[Tensor, " n"]) -> Float[Tensor, "n f"]:
+    """Apply one of `norms`; `batch` says which graph a node belongs to."""
+    return norm(h, batch) if isinstance(norm, GraphNorm) else norm(h)
+
+
+class _Propagating(nn.Module):
+    """What nets that pass messages share: scaling, embedding, and a head that also sees the whole graph."""
 
     def __init__(
-        self,
-        in_features: int,
-        edge_features: int,
-        hidden: int = 32,
-        layers: int = 3,
-        heads: int = 4,
-        dropout: float = 0.1,
-        residual: bool = True,
-    ) -> None:
+        self, in_features: int, edge_features: int, hidden: int, layers: int, dropout: float, residual: bool,
+        norm: str,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if hidden % heads:
-            raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads}).")
         self.node_scale = Standardise(in_features)
         self.edge_scale = Standardise(edge_features)
         self.embed = nn.Linear(in_features, hidden)
-        self.attention = nn.ModuleList(
-            GATv2Conv(hidden, hidden // heads, heads=heads, edge_dim=edge_features, dropout=dropout)
-            for _ in range(layers)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(layers))
+        self.norms = norms(norm, hidden, layers)
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
         # The mean of the whole graph tells what is usual in this patient.
@@ -83,8 +81,12 @@ class VesselGat(nn.Module):
     def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
         """Fit the input scaling to the nodes (and edges) of the training graphs."""
         self.node_scale.calibrate(x)
-        if edge_attr is not None:
+        if edge_attr is not None and len(edge_attr) > 1:
             self.edge_scale.calibrate(edge_attr)
+
+    def message(self, layer: int, h: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        """What layer number `layer` gathers at every node, (n, hidden)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -98,11 +100,81 @@ class VesselGat(nn.Module):
             return x.new_zeros(0) + 0.0 * self.embed.weight.sum()
         h = self.embed(self.node_scale(x))  # (n, hidden)
         edge_attr = self.edge_scale(edge_attr)
-        for attention, norm in zip(self.attention, self.norms, strict=True):
-            update = self.dropout(nn.functional.gelu(attention(norm(h), edge_index, edge_attr)))
+        for layer, norm in enumerate(self.norms):
+            gathered = self.message(layer, normed(norm, h, batch), edge_index, edge_attr)
+            update = self.dropout(nn.functional.gelu(gathered))
             h = h + update if self.residual else update
         usual = scatter(h, batch, dim=0, reduce="mean")[batch]  # (n, hidden)
         return self.head(torch.cat([h, usual], dim=1)).squeeze(1)
+
+
+class VesselGat(_Propagating):
+    """Score every node of a vessel graph for being an aneurysm, by attention over its neighbours.
+
+    Args:
+        in_features: columns of the node features.
+        edge_features: columns of the edge features.
+        hidden: width of a layer; a multiple of `heads`.
+        layers: how many edges away a node can see; 0 leaves only the mean of the whole graph.
+        heads: attention heads per layer.
+        dropout: on hidden units and attention weights.
+        residual: add the input of each layer to its output.
+        norm: `layer` (LayerNorm) or `graph` (GraphNorm).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        edge_features: int,
+        hidden: int = 32,
+        layers: int = 3,
+        heads: int = 4,
+        dropout: float = 0.1,
+        residual: bool = True,
+        norm: str = "layer",
+    ) -> None:
+        if hidden % heads:
+            raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads}).")
+        super().__init__(in_features, edge_features, hidden, layers, dropout, residual, norm)
+        self.attention = nn.ModuleList(
+            GATv2Conv(hidden, hidden // heads, heads=heads, edge_dim=edge_features, dropout=dropout)
+            for _ in range(layers)
+        )
+
+    def message(self, layer: int, h: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        return self.attention[layer](h, edge_index, edge_attr)
+
+
+class VesselGcn(_Propagating):
+    """A control arm of VesselGat: neighbours count alike, edges carry no features.
+
+    Args:
+        in_features: columns of the node features.
+        edge_features: accepted so that all nets are built alike; not used.
+        hidden: width of a layer.
+        layers: how many edges away a node can see.
+        heads: accepted so that all nets are built alike; not used.
+        dropout: on hidden units.
+        residual: add the input of each layer to its output.
+        norm: `layer` (LayerNorm) or `graph` (GraphNorm).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        edge_features: int,
+        hidden: int = 32,
+        layers: int = 3,
+        heads: int = 4,
+        dropout: float = 0.1,
+        residual: bool = True,
+        norm: str = "layer",
+    ) -> None:
+        super().__init__(in_features, edge_features, hidden, layers, dropout, residual, norm)
+        self.convolution = nn.ModuleList(GCNConv(hidden, hidden) for _ in range(layers))
+
+    def message(self, layer: int, h: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        return self.convolution[layer](h, edge_index)
 
 
 class VesselMlp(nn.Module):

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from aneurysm.data.labels import LABEL_COLUMNS, LOCATIONS, PRESENT
 from aneurysm.evaluation.calibration import Calibration
-from aneurysm.evaluation.candidates import CandidateRecall
+from aneurysm.evaluation.candidates import KINDS, CandidateRecall
 from aneurysm.evaluation.froc import Froc
 from aneurysm.evaluation.intervals import Interval
 from aneurysm.evaluation.rsna_score import RsnaScore
@@ -192,22 +193,40 @@ def location_figure(score: RsnaScore, intervals: Mapping[str, Interval] | None =
     return figure
 
 
-def candidate_figure(recall: CandidateRecall) -> Figure:
-    """Share of lesions kept against the number of candidates kept per scan."""
+def candidate_figure(recall: CandidateRecall, curve: pd.DataFrame | None = None) -> Figure:
+    """Share of lesions kept against the number of candidates kept per scan, all and by kind of lesion.
+
+    Args:
+        recall: of the candidates.
+        curve: kept, recall, low, high of all lesions; without it no interval is drawn.
+    """
     figure = new_figure(6.4, 4.6)
     axes = dress(
         figure.subplots(), "Candidates kept per scan", "Recall (share of lesions hit)", "Candidate recall"
     )
     axes.set_ylim(-0.02, 1.03)
-    curve = recall.curve()
+    shown = recall.curve() if curve is None else curve
     if recall.rank.size:
-        axes.step(curve["kept"], curve["recall"], where="post", color=BLUE, linewidth=2.2)
-        axes.plot(curve["kept"], curve["recall"], "o", color=BLUE, markersize=4)
+        if curve is not None and np.isfinite(curve["low"]).all():
+            axes.fill_between(
+                curve["kept"], curve["low"], curve["high"], step="post", color=BLUE, alpha=0.15, linewidth=0
+            )
+        axes.step(
+            shown["kept"], shown["recall"], where="post", color=BLUE, linewidth=2.2, label="all lesions"
+        )
+        axes.plot(shown["kept"], shown["recall"], "o", color=BLUE, markersize=4)
+        kinds = [(name, part) for name, part in recall.groups() if name in KINDS]
+        for (name, part), colour in zip(kinds, (GREEN, PURPLE), strict=False):
+            values = [part.recall_when_keeping(int(k)) for k in shown["kept"]]
+            label = f"{name} ({len(part.rank)})"
+            axes.plot(shown["kept"], values, color=colour, linewidth=1.2, alpha=0.8, label=label)
         axes.axvline(recall.mean_per_scan, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 4)))
         axes.text(
             recall.mean_per_scan, 0.02, f" mean {recall.mean_per_scan:.1f} per scan", color=INK, fontsize=8.5
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if kinds:
+            legend(axes, "lower right")
     else:
         empty(axes, "no lesion with a known position")
     return figure

@@ -46,7 +46,7 @@ def write_training_report(
     timings: Mapping[str, float] | None = None,
     title: str = "Training report",
 ) -> Path:
-    """Write index.html with everything inside, and beside it the PNGs, metrics.json and two CSV tables.
+    """Write index.html with everything inside, and beside it the PNGs, metrics.json and three CSV tables.
 
     Args:
         folder: made if it is not there; files of an earlier report are replaced.
@@ -67,8 +67,12 @@ def write_training_report(
         caption = "Dots: 0.5, 1 and 2 false alarms per scan. Dotted: beyond the last mark. All scans count."
         detection.append(Picture("FROC", froc_figure(evaluation.froc), caption))
     if evaluation.candidates is not None:
-        caption = "No later stage can find a lesion that no candidate hits."
-        detection.append(Picture("Candidate recall", candidate_figure(evaluation.candidates), caption))
+        caption = (
+            "No later stage can find a lesion that no candidate hits. Shaded: 95 % interval over patients. "
+            "candidates.csv holds the recall by size and kind of the lesions."
+        )
+        figure = candidate_figure(evaluation.candidates, evaluation.candidate_curve)
+        detection.append(Picture("Candidate recall", figure, caption))
     intervals = evaluation.column_intervals
     roc = roc_figure(evaluation.truth, evaluation.probability, evaluation.rsna, intervals)
     scan_level = [
@@ -85,6 +89,9 @@ def write_training_report(
     _write(folder / "metrics.json", evaluation.to_json().encode())
     _write_results(folder / "results.csv", evaluation)
     _write_detections(folder / "detections.csv", evaluation)
+    if evaluation.candidate_groups is not None:
+        with replacing(folder / "candidates.csv") as part:
+            evaluation.candidate_groups.to_csv(part, index=False)
 
     rows = evaluation.rows()
     named = {row.figure: row for row in rows}

@@ -35,6 +35,10 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 WEIGHTS_FORMAT = {"pretrain": 2, "expert": 2}
 # The part of the Smart Net that only its segmentation network reads, and the part that only its graph reads.
 _GRAPH_KEYS = (
+    "anomaly",
+    "candidates",
+    "graph_members",
+    "unsupervised",
     "threshold",
     "graph_epochs",
     "graph_lr",

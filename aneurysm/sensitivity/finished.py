@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from aneurysm.build import build, build_expert, graph_settings
+from aneurysm.build import build, build_expert, build_graph_net, graph_settings
 from aneurysm.data.errors import UserError
 from aneurysm.data.preparation.prepared import SUFFIX
 from aneurysm.data.tables import CANDIDATES
@@ -20,6 +20,7 @@ from aneurysm.stages.findings import CropSettings
 from aneurysm.stages.smart_net import GraphSettings
 from aneurysm.stages.stored import opened, opened_probabilities
 from aneurysm.training.products import WEIGHTS
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
 
@@ -63,6 +64,11 @@ class Finished:
         done = json.loads((self.segmenter / f"fold_{fold}" / "done.json").read_text())
         return LumenRules.from_figures(done).of(modality)
 
+    def fusion(self, fold: int) -> Fusion | None:
+        """The common scale of node scores and heat-map peaks of a fold."""
+        done = json.loads((self.smart_net / f"fold_{fold}" / "done.json").read_text())
+        return Fusion.from_figures(done)
+
     def candidates(self) -> pd.DataFrame:
         """Those that the experiment found, `tables.CANDIDATES` of all folds."""
         folds = sorted({scan.fold for scan in self.scans})
@@ -71,10 +77,10 @@ class Finished:
         )
 
     @cache  # noqa: B019  # a handful of nets, for as long as the study runs
-    def graph_net(self, fold: int, nodes: int, edges: int) -> nn.Module:
-        """The graph network of a fold for so many features."""
-        net = build(self.cfg.graph_net, in_features=nodes, edge_features=edges)
-        return _loaded(net, self.smart_net / f"fold_{fold}")
+    def graph_net(self, fold: int, nodes: int, edges: int) -> nn.Module | None:
+        """The graph network of a fold for so many features; None where none was trained."""
+        net = build_graph_net(self.cfg, nodes, edges)
+        return None if net is None else _loaded(net, self.smart_net / f"fold_{fold}")
 
     @cache  # noqa: B019
     def expert_net(self, fold: int, graph_features: int) -> nn.Module:

@@ -107,11 +107,10 @@ def _outcome(finished: Finished, scan: HeldOut, error: MaskError, base: str, see
     faint = seen["vessel"] >= rule.threshold if base == "predicted" else None
     mended = repair(mask, case.grid, settings.rules, seen["vessel"], faint)
     graph = smart_net.mask_graph(mended.mask, seen, case.grid, settings)
-    scores = np.zeros(0, np.float32)
-    if len(graph):
-        net = finished.graph_net(scan.fold, graph.node_features.shape[1], graph.edge_features.shape[1])
-        scores = smart_net.node_scores(net, graph)
-    found = smart_net.candidates(graph, scores, seen, case.grid, settings)
+    net = finished.graph_net(scan.fold, graph.node_features.shape[1], graph.edge_features.shape[1])
+    scores = smart_net.node_scores(net, graph)
+    peaks = smart_net.scan_peaks(seen, case.grid, settings)
+    found = smart_net.candidates(graph, scores, peaks, case.grid, settings, finished.fusion(scan.fold))
     rows = smart_net.candidate_rows(scan.series_uid, found, scan.fold)
     judged = _judged(finished, scan, case, seen, graph, rows, rule.threshold)
     shares = None if truth is None else overlap(mask, truth)

@@ -1,7 +1,7 @@
 """Training a segmentation network on random patches: shared by the vessel net and the Smart Net."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,8 @@ class SegmentationData(LightningDataModule):
             back to front: no artery of that place would have its name.
     """
 
+    targets: Mapping[str, Callable] = TARGETS  # how the patch of each channel is cut
+
     def __init__(
         self,
         train: Sequence[Path],
@@ -171,17 +173,19 @@ class PatchDataset(Dataset):
         if self.data.upstream is not None:
             vessel = probabilities_at(self.data.upstream[case.series_uid], self.data.whole)
             inputs.append(probability_patch(vessel, "vessel", start, size))
-        targets = [TARGETS[name](case, start, size) for name in self.data.channels]
+        targets = [self.data.targets[name](case, start, size) for name in self.data.channels]
         if self.data.arteries:
             targets.append(artery_patch(case, start, size))
         empty = np.zeros((size, size, size), bool)
-        masks = [(empty if t is None else t).astype(np.uint8) for t in targets]
+        # Masks as numbers; a soft target, as a heat map is one, keeps its values between 0 and 1.
+        masks = [empty if t is None else t for t in targets]
+        masks = [m if m.dtype == np.float32 else m.astype(np.uint8) for m in masks]
         mirrored = False
         if self.augment:
             plan = self.data.augmentation.draw(rng, case.modality)
             inputs = [move(volume, plan, order=1) for volume in inputs]
             inputs[0] = change_intensity(inputs[0], plan)
-            masks = [move(mask, plan, order=0) for mask in masks]
+            masks = [move(m, plan, order=0 if m.dtype == np.uint8 else 1) for m in masks]
             mirrored = plan.mirror
         known = [t is not None for t in targets]
         if self.data.arteries:

@@ -6,61 +6,117 @@ it sees in training has the same errors as what it will see in use.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
+from aneurysm.data.labels import LOCATIONS
 from aneurysm.data.preparation.prepared import PreparedCase
-from aneurysm.data.scan import Grid, Lesion
-from aneurysm.global_batch import gather
-from aneurysm.losses.classification import BinaryLoss
-from aneurysm.stages.draws import DrawnBatches, drawn_batches, every_draw_once
-from aneurysm.stages.processes import world
-from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
-from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
-from aneurysm.stages.volumes import Region, View, network_image, probability_volume
-from aneurysm.vessels.candidates import Candidate, label_nodes, propose
+from aneurysm.data.scan import Grid
+from aneurysm.stages.graph_data import (
+    GraphData,
+    GraphItem,
+    GraphModule,
+    node_scores,
+    patient_parts,
+)
+from aneurysm.stages.heatmap import HEATMAP, heatmap_patch
+from aneurysm.stages.segmentation import TARGETS, SegmentationData, SegmentationModule
+from aneurysm.stages.volumes import network_image, probability_volume
+from aneurysm.stages.windows import Region, View
+from aneurysm.vessels.arteries import artery_at
+from aneurysm.vessels.candidates import Candidate, choose
 from aneurysm.vessels.features import with_features
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph, build_graph
 from aneurysm.vessels.lumen_rule import LumenRule
+from aneurysm.vessels.peaks import Peaks, evidence_peaks
+from aneurysm.vessels.places import find_places
 from aneurysm.vessels.repair import Repaired, VesselRules, repair
 
-if TYPE_CHECKING:  # it takes 0.6 s, and every command imports this module: imported where graphs are made
-    from torch_geometric.data import Data
+__all__ = [
+    "CHANNELS",
+    "INPUTS",
+    "GraphData",
+    "GraphItem",
+    "GraphModule",
+    "GraphSettings",
+    "SegmenterData",
+    "SegmenterModule",
+    "candidate_rows",
+    "candidates",
+    "channels",
+    "fitted_fusion",
+    "graph_mask",
+    "mask_graph",
+    "node_scores",
+    "patient_parts",
+    "scan_peaks",
+    "segment",
+    "vessel_graph",
+]  # fmt: skip
 
 INPUTS, CHANNELS = ("image", "vessel stage"), ("vessel", "aneurysm")
-# A graph has hundreds of nodes of which a handful lie on a sac.
-POSITIVE_WEIGHT = 8.0
+_LOWEST_PEAK = 0.1  # lower maxima are noise
+_UNFITTED_PEAK_HEIGHT, _UNFITTED_PEAKS = 0.3, 2  # what counts of the peaks while nothing is fitted
+_REGION_MM = 6.0  # how far a candidate may lie from the artery it is named after
+_FITTED_PLACES = 40  # best of each training scan that the common scale is fitted to
+
+
+def channels(heatmap: str) -> tuple[str, ...]:
+    """What the segmenter answers: lumen, sacs, and a heat map of aneurysms if it has that head."""
+    return CHANNELS if heatmap == "none" else (*CHANNELS, HEATMAP)
 
 
 class SegmenterModule(SegmentationModule):
-    """Two channels: lumen including sacs, and sacs."""
+    """Two channels: lumen including sacs, and sacs; a third one with a heat-map head."""
 
 
 class SegmenterData(SegmentationData):
-    """Patches with the image and the vessel stage's out-of-fold probability as input."""
+    """Patches with the image and the vessel stage's out-of-fold probability as input.
 
-    def __init__(self, train: Sequence[Path], held_out: Sequence[Path], **settings) -> None:
-        super().__init__(train, held_out, CHANNELS, **settings)
+    Args:
+        train, held_out: prepared cases.
+        heatmap_sigma_mm: of the Gaussians of the heat map; None for no such channel.
+        settings: of `SegmentationData`.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Path],
+        held_out: Sequence[Path],
+        heatmap_sigma_mm: float | None = None,
+        **settings: Any,
+    ) -> None:
+        names = channels("none" if heatmap_sigma_mm is None else "gaussian")
+        if heatmap_sigma_mm is not None:
+            target = partial(heatmap_patch, sigma_mm=heatmap_sigma_mm)
+            self.targets = {**TARGETS, HEATMAP: target}
+        super().__init__(train, held_out, names, **settings)
 
 
 def segment(
-    net: nn.Module, case: PreparedCase, vessel: np.ndarray, view: View, region: Region | None = None
+    net: nn.Module,
+    case: PreparedCase,
+    vessel: np.ndarray,
+    view: View,
+    names: tuple[str, ...] = CHANNELS,
+    region: Region | None = None,
 ) -> dict[str, np.ndarray]:
-    """Probabilities of lumen and of sac, (d, h, w) float32 each; 0 far from the region where one is given.
+    """Probabilities of lumen and of sac, and the heat map if the net has one, (d, h, w) float32 each.
 
     Args:
         vessel: (d, h, w) float32 probability from the vessel stage.
+        names: of the net's channels.
+        region: where to look; far from it everything is 0.
     """
     inputs = [network_image(case), vessel]
-    return dict(zip(CHANNELS, probability_volume(net, inputs, view, region), strict=True))
+    return dict(zip(names, probability_volume(net, inputs, view, region), strict=True))
 
 
 @dataclass(frozen=True)
@@ -70,6 +126,8 @@ class GraphSettings:
     node_spacing_mm: float
     max_candidates: int
     min_distance_mm: float
+    source: str = "union"  # graph, heatmap or union
+    min_score: float = 0.0
     rules: VesselRules = field(default_factory=VesselRules)  # how the mask is mended before
 
 
@@ -96,131 +154,71 @@ def mask_graph(
     return with_features(graph, probability, grid)
 
 
-class GraphModule(StageModule):
-    """Fits the node scores of the vessel graph; unknown nodes (NaN) do not count."""
-
-    compiles = False  # a batch of graphs never has the size of the one before
-
-    def __init__(self, net: nn.Module, lr: float, total_steps: int) -> None:
-        super().__init__()
-        self.net, self.lr, self.total_steps = net, lr, total_steps
-        self.loss = BinaryLoss(positive_weight=POSITIVE_WEIGHT)
-
-    def _step(self, batch: Any, split: str) -> Tensor:
-        logits = self.net(batch.x, batch.edge_index, batch.edge_attr, batch.batch)
-        graphs = torch.zeros(batch.num_graphs if len(batch.y) else 0, device=logits.device)
-        (graphs,), (logits, labels) = gather(graphs), gather(logits[: len(batch.y)], batch.y)
-        loss, terms = self.loss(logits, labels)
-        return log_step(self, StepOutput(loss, terms), split, len(graphs))
-
-    def training_step(self, batch: "Data", index: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: "Data", index: int) -> Tensor:
-        return self._step(batch, "val")
-
-    def configure_optimizers(self):
-        return adamw_one_cycle(self.parameters(), self.lr, 1e-3, self.total_steps)
+def scan_peaks(probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings) -> Peaks:
+    """Maxima of the heat map; without that head the sac's probability takes its place."""
+    evidence = probability.get(HEATMAP, probability["aneurysm"])
+    return Peaks(*evidence_peaks(evidence, grid, _LOWEST_PEAK, settings.min_distance_mm))
 
 
-@dataclass(frozen=True, eq=False)
-class GraphItem:
-    """A scan's graph with what is known about its aneurysms."""
+def fitted_fusion(
+    items: Sequence[GraphItem], scores: Sequence[np.ndarray], settings: GraphSettings, hit_mm: float = 5.0
+) -> Fusion | None:
+    """One scale for nodes and peaks, fitted to training scans whose aneurysms are known; None without any.
 
-    series_uid: str
-    graph: VesselGraph
-    grid: Grid
-    lesions: tuple[Lesion, ...]
-    present: bool | None
-
-    def to_data(self) -> "Data":
-        """As PyG data; node labels are NaN where aneurysm positions are unknown."""
-        from torch_geometric.data import Data
-
-        known = bool(self.lesions) or self.present is False
-        labels = label_nodes(self.graph, self.lesions) if known else np.full(len(self.graph.position), np.nan)
-        edge_index, edge_attr = self.graph.to_edge_index()
-        return Data(
-            x=torch.from_numpy(np.asarray(self.graph.node_features, np.float32)),
-            edge_index=torch.as_tensor(edge_index),
-            edge_attr=torch.as_tensor(edge_attr, dtype=torch.float32),
-            y=torch.from_numpy(np.asarray(labels, np.float32)),
-        )
-
-
-class GraphData(LightningDataModule):
-    """Vessel graphs in batches of `batch` scans."""
-
-    def __init__(self, train: list[GraphItem], held_out: list[GraphItem], batch: int, seed: int) -> None:
-        super().__init__()
-        self.train = [d for d in (item.to_data() for item in train) if d.num_nodes]
-        self.held_out = [d for d in (item.to_data() for item in held_out) if d.num_nodes]
-        self.batch, self.seed = batch, seed
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps per epoch; every graph is seen once in each."""
-        return max(1, -(-len(self.train) // (self.batch * world())))
-
-    def train_dataloader(self) -> DataLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
-        batches = drawn_batches(self.trainer, self.steps, self.batch, total=len(self.train))
-        return _graph_loader([self.train[i] for i in order], batches)
-
-    def val_dataloader(self) -> DataLoader:
-        return _graph_loader(self.held_out, every_draw_once(len(self.held_out), self.batch))
-
-
-def _graph_loader(graphs: list[Any], batches: DrawnBatches) -> DataLoader:
-    from torch_geometric.data import Batch
-
-    def joined(part: list[Any]) -> Any:
-        if part:
-            return Batch.from_data_list(part)
-        # Nothing is left for this process: a graph without labels, so that it keeps step.
-        stand_in: Any = Batch.from_data_list(graphs[:1])
-        stand_in.y = stand_in.y[:0]
-        return stand_in
-
-    dataset: Any = graphs
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=joined)
-
-
-@torch.no_grad()
-def node_scores(net: nn.Module, graph: VesselGraph) -> np.ndarray:
-    """Anomaly score 0..1 per node, (n,) float32."""
-    if not len(graph.position):
-        return np.zeros(0, np.float32)
-    net.eval()
-    device = next(net.parameters()).device
-    edge_index, edge_attr = graph.to_edge_index()
-    x = torch.from_numpy(np.asarray(graph.node_features, np.float32)).to(device)
-    logits = net(
-        x,
-        torch.as_tensor(edge_index).to(device),
-        torch.as_tensor(edge_attr, dtype=torch.float32).to(device),
-        torch.zeros(len(x), dtype=torch.long, device=device),
-    )
-    return torch.sigmoid(logits).cpu().numpy()
+    Args:
+        items: training scans.
+        scores: node scores of each, from nets that had not seen it.
+        settings: of the graph and its candidates.
+        hit_mm: a place this close to a centre, or inside its radius, is an aneurysm.
+    """
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for item, score in zip(items, scores, strict=True):
+        if not item.known:
+            continue
+        places = find_places(item.graph, score, item.peaks, settings.source)
+        order = places.apart(places.scores(None), settings.min_distance_mm, _FITTED_PLACES)
+        best = places.at(np.fromiter(order, int))
+        columns.append((best.node_score, best.height, best.hits(item.lesions, hit_mm)))
+    if not columns:
+        return None
+    return Fusion.fit(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def candidates(
     graph: VesselGraph,
     scores: np.ndarray,
-    probability: dict[str, np.ndarray],
+    peaks: Peaks,
     grid: Grid,
     settings: GraphSettings,
+    fusion: Fusion | None = None,
+    arteries: np.ndarray | None = None,
 ) -> list[Candidate]:
-    """The places that the expert should look at, best first."""
-    return propose(
-        graph,
-        scores,
-        probability["aneurysm"],
-        grid,
-        max_candidates=settings.max_candidates,
-        min_distance_mm=settings.min_distance_mm,
+    """The places that the expert should look at, best first.
+
+    Args:
+        graph: of the vessel mask.
+        scores: (N,) of its nodes, 0..1.
+        peaks: of the heat map.
+        grid: of the prepared scan.
+        settings: of the graph and its candidates.
+        fusion: the common scale of nodes and peaks, if it was fitted.
+        arteries: (d, h, w) artery labels that name the region of each candidate, where known.
+    """
+    if fusion is None:
+        peaks = peaks.above(_UNFITTED_PEAK_HEIGHT)
+    places = find_places(graph, scores, peaks, settings.source)
+    if fusion is None and len(graph) and settings.source == "union":
+        places = places.without_low_peaks(_UNFITTED_PEAKS)
+    found = choose(
+        graph, places, fusion, settings.max_candidates, settings.min_distance_mm, settings.min_score
     )
+    if arteries is None or not found:
+        return found
+    named, gap = artery_at(arteries, grid, np.stack([c.centre_mm for c in found]))
+    return [
+        replace(c, region=LOCATIONS[k]) if mm <= _REGION_MM else c
+        for c, k, mm in zip(found, named.tolist(), gap.tolist(), strict=True)
+    ]
 
 
 def candidate_rows(series_uid: str, found: list[Candidate], fold: int) -> pd.DataFrame:
@@ -236,6 +234,8 @@ def candidate_rows(series_uid: str, found: list[Candidate], fold: int) -> pd.Dat
                 "score": c.score,
                 "node": c.node,
                 "radius_mm": c.radius_mm,
+                "source": c.source,
+                "region": c.region,
                 "fold": fold,
             }
             for k, c in enumerate(found)

@@ -19,9 +19,18 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.stages import smart_net
 from aneurysm.stages.findings import Finding, list_findings
 from aneurysm.stages.processes import rank
-from aneurysm.stages.stored import case_at, fit_in_memory, opened, probabilities_at, read_probabilities
+from aneurysm.stages.stored import (
+    case_at,
+    fit_in_memory,
+    opened,
+    probabilities_at,
+    read_labels,
+    read_probabilities,
+)
+from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
+from aneurysm.vessels.peaks import Peaks
 
 WEIGHTS = "weights.safetensors"
 
@@ -34,6 +43,12 @@ def product_path(run: StageRun, uid: str) -> Path:
 def artery_path(run: StageRun, uid: str) -> Path:
     """Where a vessel run that names arteries keeps their labels."""
     return run.folder / "products" / "arteries" / f"{uid}{SUFFIX}"
+
+
+def arteries_of(experiment: Experiment, uid: str) -> np.ndarray | None:
+    """Vessel labels of a scan, (d, h, w) uint8, from the vessel net that had not seen it; None without names."""
+    path = artery_path(experiment.run("vessel", experiment.fold_of[uid]), uid)
+    return read_labels(path) if path.is_file() else None
 
 
 def segmentation_of(experiment: Experiment, uid: str) -> dict[str, np.ndarray]:
@@ -122,9 +137,10 @@ def repairs_of(experiment: Experiment, uids: list[str]) -> pd.DataFrame:
 
 
 def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettings) -> smart_net.GraphItem:
-    """A scan's graph, built on first use and kept beside the folds of the stage."""
+    """A scan's graph and the peaks of its heat map, made on first use and kept beside the stage's folds."""
     case = opened(experiment.prepared[uid])
     path = _graph_path(experiment, uid)
+    peaks = path.with_suffix(".peaks.safetensors")
     if not path.is_file():
         rule = lumen_rule(experiment, uid)
         probability = segmentation_of(experiment, uid)
@@ -134,4 +150,13 @@ def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettin
             part.write_text(json.dumps(mended.row()))
         with replacing(path) as part:  # the last: it says that both are there
             graph.save(part)
-    return smart_net.GraphItem(uid, VesselGraph.load(path), case.grid, case.lesions, case.present)
+    if not peaks.is_file():
+        smart_net.scan_peaks(segmentation_of(experiment, uid), case.grid, settings).save(peaks)
+    return smart_net.GraphItem(
+        uid, VesselGraph.load(path), case.grid, case.lesions, case.present, Peaks.load(peaks)
+    )
+
+
+def fusion_of(experiment: Experiment, fold: int) -> Fusion | None:
+    """The common scale of node scores and heat-map peaks that a fold of the Smart Net has fitted."""
+    return Fusion.from_figures(experiment.run("smart_net", fold).finished() or {})

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from aneurysm.build import build, build_segmenter, view_settings
+from aneurysm.build import build_segmenter, build_segmenter_loss, segmenter_channels, view_settings
 from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.experiment import Experiment
@@ -12,6 +12,7 @@ from aneurysm.runs.fit import fit, seed_weights
 from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.stages import smart_net
+from aneurysm.stages.heatmap import HEATMAP
 from aneurysm.stages.processes import shared
 from aneurysm.stages.roi import Roi, within
 from aneurysm.stages.stored import read_probabilities, remembered, write_probabilities
@@ -38,12 +39,17 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         for uid in experiment.prepared
     }
     net = build_segmenter(cfg)
-    loss = build(cfg.loss)
+    loss = build_segmenter_loss(cfg)
     module = smart_net.SegmenterModule(net, loss, s.lr, s.weight_decay, s.epochs * s.steps)
     held_out = experiment.held_out(run.fold)
     fitted, judged = rule_split(experiment, run.fold, float(s.validation_share))
+    names = segmenter_channels(cfg)
     data = smart_net.SegmenterData(
-        experiment.paths(fitted), experiment.paths(held_out), upstream=lumen, **patch_settings(cfg, s, loss)
+        experiment.paths(fitted),
+        experiment.paths(held_out),
+        heatmap_sigma_mm=float(s.heatmap_sigma_mm) if HEATMAP in names else None,
+        upstream=lumen,
+        **patch_settings(cfg, s, loss),
     )
     fit(run, module, data, s.epochs, cfg)
 
@@ -52,7 +58,7 @@ def train_segmenter(experiment: Experiment, run: StageRun) -> dict[str, Any]:
 
     def segmented(case: PreparedCase) -> dict[str, np.ndarray]:
         earlier = read_probabilities(lumen[case.series_uid])["vessel"]
-        return smart_net.segment(net, case, earlier, view_settings(s), looked_at(case).region)
+        return smart_net.segment(net, case, earlier, view_settings(s), names, looked_at(case).region)
 
     some = [remembered(p) for p in experiment.paths(spread(judged, s.rule_scans))]
     known = [within(case, looked_at(case).box) for case in some]

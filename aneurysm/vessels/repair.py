@@ -21,7 +21,9 @@ from skimage import measure
 from aneurysm.data.scan import Grid
 from aneurysm.vessels.centreline import Branch, trace
 from aneurysm.vessels.cleanup import bounding_box, check_on_grid
-from aneurysm.vessels.skeleton import inside_distance, skeletonise
+from aneurysm.vessels.depth import depth
+from aneurysm.vessels.skeleton import thin
+from aneurysm.vessels.voxels import Voxels
 
 _LOOK_BACK_MM = 4.0  # of the centreline, over which the direction of an end is taken
 _FAINT_EXTENT_MM = 12.0  # of a faint piece beside the mask, what is looked at at most
@@ -229,9 +231,10 @@ def _bridges(
     mask: np.ndarray, grid: Grid, rules: VesselRules, probability: np.ndarray | None
 ) -> Iterator[_Bridge]:
     """The bridges to build, the surest first; every end is used once, and nothing is joined twice."""
-    depth = inside_distance(mask, grid.spacing)
+    voxels = Voxels.of(mask)
+    deep = depth(voxels, grid.spacing)
     voxel = float(np.mean(grid.spacing))
-    line = trace(skeletonise(mask, depth, float(grid.spacing.min())), depth, grid)
+    line = trace(voxels, deep, thin(voxels, deep, float(grid.spacing.min())), grid)
     ends = [(i, end) for i, branch in enumerate(line.branches) for end in _free_ends(branch)]
     if not ends:
         return

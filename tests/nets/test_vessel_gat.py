@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch_geometric.nn import GATv2Conv
 
-from aneurysm.nets.vessel_gat import VesselGat, VesselMlp
+from aneurysm.nets.vessel_gat import VesselGat, VesselGcn, VesselMlp
 
-NETS = (VesselGat, VesselMlp)
+NETS = (VesselGat, VesselGcn, VesselMlp)
 
 
 def chain(nodes: int, features: int = 5, edge_features: int = 3, seed: int = 0):
@@ -122,3 +122,43 @@ def test_the_attention_layer_equals_the_published_formula(golden):
         expected[i] = (energy.softmax(0)[..., None] * left[sources]).sum(0)
     torch.testing.assert_close(out, expected.flatten(1) + layer.bias, atol=1e-10, rtol=1e-10)
     assert alpha.shape == (loops.shape[1], 2)
+
+
+def test_graph_norm_takes_every_graph_by_itself():
+    """Per graph the features come out with mean 0 and spread 1 before anything is trained."""
+    model = VesselGat(5, 3, hidden=8, heads=2, norm="graph").eval()
+    a, b = chain(6, seed=1), chain(9, seed=2)
+    both = (
+        torch.cat([a[0], 50 + 3 * b[0]]),
+        torch.cat([a[1], b[1] + 6], dim=1),
+        torch.cat([a[2], b[2]]),
+        torch.cat([a[3], b[3] + 1]),
+    )
+    normed = model.norms[0](model.embed(model.node_scale(both[0])), both[3])
+    for graph in (normed[:6], normed[6:]):
+        torch.testing.assert_close(graph.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
+    joined = model(*both)
+    torch.testing.assert_close(joined[:6], model(*a), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="layer, graph"):
+        VesselGat(5, 3, norm="batch")
+
+
+def test_the_plain_convolution_sees_neighbours_but_no_edge_features():
+    model = VesselGcn(5, 3, hidden=8, layers=2).eval()
+    x, index, attr, batch = chain(9)
+    before = model(x, index, attr, batch)
+    torch.testing.assert_close(model(x, index, attr + 1, batch), before)
+    moved = x.clone()
+    moved[4] += 1
+    alone = VesselMlp(5, 3, hidden=8, layers=2).eval()
+    assert (model(moved, index, attr, batch) - before)[3].abs() > 1e-6
+    torch.testing.assert_close(alone(moved, index, attr, batch)[3], alone(x, index, attr, batch)[3])
+
+
+def test_edges_are_scaled_too():
+    model = VesselGat(5, 3, hidden=8, heads=2)
+    x, _, attr, _ = chain(9)
+    model.calibrate(x, 100 * attr + 7)
+    torch.testing.assert_close(model.edge_scale.mean, (100 * attr + 7).mean(0))
+    model.calibrate(x, attr[:0])  # graphs of single nodes: nothing to measure
+    torch.testing.assert_close(model.edge_scale.mean, (100 * attr + 7).mean(0))

@@ -7,12 +7,12 @@ from aneurysm.vessels.candidates import (
     CANDIDATE_FEATURES,
     Candidate,
     candidate_graph_features,
-    evidence_peaks,
-    label_nodes,
     propose,
 )
 from aneurysm.vessels.features import NODE_FEATURES
 from aneurysm.vessels.graph import build_graph
+from aneurysm.vessels.node_labels import label_nodes
+from aneurysm.vessels.peaks import evidence_peaks
 
 GRID = cube()
 

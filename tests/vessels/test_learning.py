@@ -7,9 +7,10 @@ from synthetic_trees import cube, draw, random_tree
 
 from aneurysm.data.scan import Lesion
 from aneurysm.nets.vessel_gat import VesselGat
-from aneurysm.vessels.candidates import label_nodes, propose
+from aneurysm.vessels.candidates import propose
 from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES
 from aneurysm.vessels.graph import VesselGraph, build_graph
+from aneurysm.vessels.node_labels import label_nodes
 
 GRID = cube(80, 0.9)
 Example = tuple[VesselGraph, np.ndarray, np.ndarray]  # graph, target of its nodes, sac centre
