@@ -46,7 +46,7 @@ def artery_path(run: StageRun, uid: str) -> Path:
 
 
 def arteries_of(experiment: Experiment, uid: str) -> np.ndarray | None:
-    """Vessel labels of a scan, (d, h, w) uint8, from the vessel net that had not seen it; None without names."""
+    """Out-of-fold vessel labels of a scan, (d, h, w) uint8; None where arteries have no names."""
     path = artery_path(experiment.run("vessel", experiment.fold_of[uid]), uid)
     return read_labels(path) if path.is_file() else None
 
