@@ -158,11 +158,10 @@ def locate(probability: np.ndarray, coarse: Grid, fine: Grid, settings: RoiSetti
     # coarse net marks distal branches last, and a smaller box would save few windows.
     middle = start + (low + high) / 2
     centre = fine.to_index(coarse.to_mm(middle))
-    half = np.array(settings.size_mm) / fine.spacing / 2
     shape = np.array(fine.shape)
-    first = np.floor(centre - half + 0.5).astype(int)
-    last = np.ceil(centre + half + 0.5).astype(int)
-    box = Box(tuple(np.maximum(first, 0)), tuple(np.minimum(last, shape)))
+    count = np.maximum(np.rint(np.array(settings.size_mm) / fine.spacing).astype(int), 1)
+    first = np.rint(centre - (count - 1) / 2).astype(int)
+    box = Box(tuple(np.maximum(first, 0)), tuple(np.minimum(first + count, shape)))
     # An artery that leaves the scan may do so with what is looked for, unless all of that axis is in the box.
     leaves = (start + low == 0) | (start + high == np.array(mass.shape) - 1)
     longer = shape * fine.spacing > settings.size_mm
