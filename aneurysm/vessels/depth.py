@@ -1,9 +1,8 @@
 """How deep every voxel lies in its vessel: the exact Euclidean distance to the outside, on the voxel list.
 
 The squared distance is a minimum along one axis after the other (T. Saito and J. Toriwaki, Pattern
-Recognition 27 (1994)). Along an axis every voxel walks from neighbour to neighbour for as long as a
-nearer outside is possible, which on vessels is a few voxels: cost is the number of voxels times their mean
-radius.
+Recognition 27 (1994)). Along an axis every voxel walks from neighbour to neighbour for as long as a nearer
+outside is possible, which on vessels is a few voxels: cost is the number of voxels times their mean radius.
 """
 
 import numpy as np
