@@ -44,8 +44,8 @@ def outputs(tmp_path):
             (folder / "run.json").write_text(json.dumps(note))
             (folder / "done.json").write_text("{}")
             found = [
-                {"series_uid": f"s{i}", "candidate": 0, "x_mm": 6.0 + far * (i == 2), "y_mm": 6.0, "z_mm": 6.0,
-                 "score": 0.5, "node": 0, "radius_mm": 1.0, "fold": fold}
+                {"series_uid": f"s{i}", "candidate": 0, "x_mm": 6.0 + far * (i == 2), "y_mm": 6.0,
+                 "z_mm": 6.0, "score": 0.5, "node": 0, "radius_mm": 1.0, "fold": fold}
                 for i in range(6) if i % 2 == fold
             ]  # fmt: skip
             CANDIDATES.write(pd.DataFrame(found), folder / "candidates.parquet")
