@@ -21,7 +21,6 @@ from aneurysm.stages.vessel import INPUTS as VESSEL_INPUTS
 from aneurysm.stages.volumes import View
 from aneurysm.vessels.candidates import SOURCES
 from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES
-from aneurysm.vessels.repair import VesselRules
 
 
 def absent() -> None:
@@ -102,7 +101,7 @@ def try_networks(cfg: DictConfig) -> None:
 
 def build_vessel(cfg: DictConfig) -> nn.Module:
     """The vessel net, with a channel for each artery where `vessel.classes` asks for them."""
-    classes = cfg.vessel.get("classes", "binary")  # bundles of before named no arteries
+    classes = cfg.vessel.classes
     names_arteries(classes)
     return build(cfg.vessel.net, in_channels=VESSEL_INPUTS, out_channels=CLASSES[classes])
 
@@ -113,7 +112,7 @@ def segmenter_channels(cfg: DictConfig) -> tuple[str, ...]:
     Raises:
         UserError: no such heat map.
     """
-    kind = cfg.smart_net.get("heatmap", "none")  # bundles of before have none
+    kind = cfg.smart_net.heatmap
     if kind not in heatmap.KINDS:
         raise UserError(f"smart_net.heatmap={kind}: it is one of {', '.join(heatmap.KINDS)}.")
     return channels(kind)
@@ -141,8 +140,7 @@ def build_segmenter_loss(cfg: DictConfig) -> nn.Module:
 
 def has_graph_net(cfg: DictConfig) -> bool:
     """Whether a net scores the nodes (`graph_net=none` and candidates from the heat map alone need none)."""
-    source = cfg.smart_net.get("candidates", {}).get("source", "union")
-    return not cfg.graph_net._target_.endswith(".absent") and source != "heatmap"
+    return not cfg.graph_net._target_.endswith(".absent") and cfg.smart_net.candidates.source != "heatmap"
 
 
 def build_graph_net(cfg: DictConfig, in_features: int, edge_features: int) -> nn.Module | None:
@@ -159,9 +157,9 @@ def build_graph_net(cfg: DictConfig, in_features: int, edge_features: int) -> nn
     if masked:
         return _masked_regression(cfg.graph_net, in_features, edge_features)
     anomaly, width = None, in_features
-    if s.get("unsupervised", False):
+    if s.unsupervised:
         anomaly, width = _masked_regression(s.anomaly, in_features, edge_features), in_features + 1
-    members = int(s.get("graph_members", 1))
+    members = int(s.graph_members)
     if members < 1:
         raise UserError(f"smart_net.graph_members={members}: at least one net has to score the nodes.")
     nets = [build(cfg.graph_net, in_features=width, edge_features=edge_features) for _ in range(members)]
@@ -192,16 +190,18 @@ def graph_settings(s: DictConfig) -> GraphSettings:
     Raises:
         UserError: no such source of candidates, or a score out of range.
     """
-    chosen = s.get("candidates", {})  # bundles of before have none
-    source, least = str(chosen.get("source", "union")), float(chosen.get("min_score", 0.0))
+    source, least = str(s.candidates.source), float(s.candidates.min_score)
     if source not in SOURCES:
         raise UserError(f"smart_net.candidates.source={source}: it is one of {', '.join(SOURCES)}.")
     if not 0 <= least < 1:
         raise UserError(f"smart_net.candidates.min_score={least}: a score lies in 0..1, below 1 here.")
-    # Bundles of before only dropped crumbs and filled holes.
-    rules = build(s.repair) if "repair" in s else VesselRules(gap_mm=0.0, sac_mm=0.0)
     return GraphSettings(
-        float(s.node_spacing_mm), int(s.max_candidates), float(s.min_distance_mm), source, least, rules
+        float(s.node_spacing_mm),
+        int(s.max_candidates),
+        float(s.min_distance_mm),
+        source,
+        least,
+        build(s.repair),
     )
 
 
@@ -211,8 +211,8 @@ def roi_settings(s: DictConfig) -> RoiSettings | None:
     Raises:
         UserError: a setting is out of range.
     """
-    roi = s.get("roi")  # bundles of before have none
-    if roi is None or not roi.enabled:
+    roi = s.roi
+    if not roi.enabled:
         return None
     try:
         return RoiSettings(

@@ -48,7 +48,7 @@ from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # raised when a bundle of the previous format can no longer be read
+FORMAT = 5  # raised when a bundle of the previous format can no longer be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Detector:
         folds = range(int(note["folds"]))
         self.lumen_rules = LumenRules.mean([LumenRules.from_figures(rule) for rule in note["lumen_rules"]])
         self.vessel = [self._net(folder, "vessel", k, build_vessel(cfg)) for k in folds]
-        self.names_arteries = vessel.names_arteries(cfg.vessel.get("classes", "binary"))
+        self.names_arteries = vessel.names_arteries(cfg.vessel.classes)
         self.roi = roi_settings(cfg.vessel)
         self.coarse = [
             self._net(folder, "roi", k, coarse_net())
@@ -92,8 +92,7 @@ class Detector:
             for k in folds
             for net in [build_graph_net(cfg, sizes["nodes"], sizes["edges"])]
         ]
-        # Bundles of before have none: their node scores and peaks are ranked as they were then.
-        self.fusion = Fusion.mean([Fusion.from_figures(f) for f in note.get("fusions", [])])
+        self.fusion = Fusion.mean([Fusion.from_figures(f) for f in note["fusions"]])
         self.expert = [self._net(folder, "expert", k, build_expert(cfg, sizes["candidate"])) for k in folds]
         self.trees = stacker.StackerModule(boosting(cfg))
         for name in ("present", "location"):
@@ -195,7 +194,7 @@ class Detector:
         crop = CropSettings(
             self.cfg.expert.crop,
             flow=build(self.cfg.physics) is not None,
-            graph=self.cfg.expert.get("graph_evidence", True),  # bundles of before always showed it
+            graph=self.cfg.expert.graph_evidence,
         )
         judged = [
             expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)

@@ -199,6 +199,12 @@ class WithAnomaly(nn.Module):
         self.anomaly.train(training)
         return torch.cat([x, score], dim=1)
 
+    def loss(
+        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, healthy: Tensor
+    ) -> Float[Tensor, ""]:
+        """Of the unsupervised net, see there."""
+        return self.anomaly.loss(x, edge_index, edge_attr, batch, healthy)
+
     def each(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> list[Tensor]:
         """Logits of every member of an ensemble."""
         wide = self.widened(x, edge_index, edge_attr, batch)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 
 from aneurysm.data.scan import Grid, Lesion
@@ -41,18 +42,25 @@ class GraphModule(StageModule):
         self.net, self.lr, self.total_steps = net, lr, total_steps
         self.loss = BinaryLoss(positive_weight=POSITIVE_WEIGHT)
 
+    def configure_model(self) -> None:
+        """As for every stage; what training calls beside `forward` gathers the weights as that does."""
+        super().configure_model()
+        for method in ("loss", "each"):
+            if hasattr(self.net, method):
+                register_fsdp_forward_method(self.net, method)  # does nothing to a net that is whole
+
     def _step(self, batch: Any, split: str) -> Tensor:
         graph = batch.x, batch.edge_index, batch.edge_attr, batch.batch
         labels = batch.y
         graphs = torch.zeros(batch.num_graphs if len(labels) else 0, device=batch.x.device)
         (graphs,) = gather(graphs)
         total, terms = torch.zeros((), device=batch.x.device), {}
-        masked = getattr(self.net, "anomaly", self.net)
-        if hasattr(masked, "loss"):
+        unsupervised = hasattr(self.net, "loss")
+        if unsupervised:
             healthy = labels == 0 if len(labels) else torch.zeros_like(batch.batch, dtype=torch.bool)
-            total = masked.loss(*graph, healthy)  # type: ignore[operator]
+            total = self.net.loss(*graph, healthy)  # type: ignore[operator]
             terms["masked"] = total
-        if masked is not self.net or not hasattr(masked, "loss"):
+        if not unsupervised or hasattr(self.net, "anomaly"):
             members = getattr(self.net, "members", None)
             if members is None or not self.training:
                 supervised, more = self._supervised(self.net(*graph), labels)
