@@ -1,6 +1,6 @@
 """From configuration to objects: the only place where Hydra instantiates anything."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -10,7 +10,6 @@ from torch import nn
 from aneurysm.data.errors import UserError
 from aneurysm.losses.heatmap import HeatmapLoss, WithHeatmap
 from aneurysm.nets.graph_ensemble import GraphEnsemble
-from aneurysm.nets.masked_regression import MaskedNodeRegression, WithAnomaly
 from aneurysm.nets.refinement import Refinement
 from aneurysm.stages import heatmap
 from aneurysm.stages.roi import RoiSettings
@@ -21,6 +20,9 @@ from aneurysm.stages.vessel import INPUTS as VESSEL_INPUTS
 from aneurysm.stages.volumes import View
 from aneurysm.vessels.candidates import SOURCES
 from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES
+
+if TYPE_CHECKING:  # it brings torch_geometric, which takes 0.6 s, and every command imports this module
+    from aneurysm.nets.masked_regression import MaskedNodeRegression
 
 
 def absent() -> None:
@@ -164,10 +166,14 @@ def build_graph_net(cfg: DictConfig, in_features: int, edge_features: int) -> nn
         raise UserError(f"smart_net.graph_members={members}: at least one net has to score the nodes.")
     nets = [build(cfg.graph_net, in_features=width, edge_features=edge_features) for _ in range(members)]
     net = nets[0] if members == 1 else GraphEnsemble(nets)
-    return net if anomaly is None else WithAnomaly(anomaly, net)
+    if anomaly is None:
+        return net
+    from aneurysm.nets.masked_regression import WithAnomaly
+
+    return WithAnomaly(anomaly, net)
 
 
-def _masked_regression(node: DictConfig, in_features: int, edge_features: int) -> MaskedNodeRegression:
+def _masked_regression(node: DictConfig, in_features: int, edge_features: int) -> "MaskedNodeRegression":
     unknown = sorted(set(node.targets) - set(NODE_FEATURES))
     if unknown:
         raise UserError(

@@ -146,9 +146,9 @@ def _free_ends(branch: Branch) -> list[_End]:
     """The ends of a branch at which no other begins.
 
     The last millimetres of a centreline bend into a corner where a vessel was cut at a slant, so they are
-    left out as far as the vessel is wide.
+    left out as far as the vessel is wide. A round piece has no direction, whatever line runs through it.
     """
-    if branch.closed or len(branch.points) < 3:
+    if branch.closed or len(branch.points) < 3 or branch.length < 2 * float(np.median(branch.radius)):
         return []
     ends = []
     for free, points, radius in (

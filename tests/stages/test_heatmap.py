@@ -10,6 +10,7 @@ from aneurysm.data.preparation.prepared import PreparedCase, open_prepared, save
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.nets.unet import UNet3D
 from aneurysm.stages.heatmap import heatmap_patch
+from aneurysm.stages.sampling import Sampling
 from aneurysm.stages.smart_net import SegmenterData, channels, segment
 from aneurysm.stages.stored import write_probabilities
 from aneurysm.stages.volumes import View
@@ -55,7 +56,8 @@ def test_points_alone_make_patches_with_a_soft_channel(tmp_path):
         paths.append(path)
         upstream[uid] = tmp_path / f"{uid}-lumen.blosc2"
         write_probabilities(upstream[uid], {"vessel": np.zeros(one.grid.shape, np.float32)})
-    settings = {"patch": 16, "batch": 2, "steps": 4, "foreground": 1.0, "seed": 0, "upstream": upstream}
+    on_sacs = Sampling(vessel=0.0, sac=1.0)
+    settings = {"patch": 16, "batch": 2, "steps": 4, "sampling": on_sacs, "seed": 0, "upstream": upstream}
     data = SegmenterData(paths, paths, heatmap_sigma_mm=1.5, **settings)
     peaks = []
     for inputs, target, known in data.train_dataloader():
