@@ -26,8 +26,7 @@ class CbDiceLoss(nn.Module):
 
     S, r and d of prediction and target come from the same repeated soft erosions: d counts those that a
     voxel survives, S has what an opening takes away, r is the count at which it did. So all of it has
-    gradients, stays on the device, and a perfect prediction costs 0. The paper measures depth by distance
-    transforms of the masks instead and weighs by normalised radii.
+    gradients, stays on the device, and a perfect prediction costs 0.
 
     Args:
         share: of the centreline term, 0..1.
@@ -35,7 +34,7 @@ class CbDiceLoss(nn.Module):
             and count in the Dice term alone.
         smooth, batch: of the Dice term, see DiceLoss. The centreline term is always per scan and channel.
 
-    Source: Shi et al. 2024, arXiv:2407.01517; the formulation is our own, after its idea.
+    Source: after the idea of Shi et al. 2024, arXiv:2407.01517; the formulas are our own, not the paper's.
     """
 
     def __init__(
