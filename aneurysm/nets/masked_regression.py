@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv
 from torch_geometric.utils import scatter
 
-from aneurysm.nets.vessel_gat import Standardise, normed, norms
+from aneurysm.nets.vessel_gat import ScaledInputs, normed, norms
 
 _GROUPS = 12  # one node in so many is hidden at a time, with its neighbours
 _LEAST_SPREAD = -3.0  # ln of the smallest predicted standard deviation, in standard deviations of training
 _ORDINARY = 3.0  # departures this large are even odds before anything is calibrated
 
 
-class MaskedNodeRegression(nn.Module):
+class MaskedNodeRegression(ScaledInputs):
     """Predict chosen features of hidden nodes from the visible rest of the tree.
 
     Args:
@@ -53,7 +53,7 @@ class MaskedNodeRegression(nn.Module):
         norm: str = "layer",
         reach: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, edge_features)
         if hidden % heads:
             raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads}).")
         if not 0 <= reach < layers:
@@ -63,8 +63,6 @@ class MaskedNodeRegression(nn.Module):
         if not targets or not all(0 <= t < in_features for t in targets):
             raise ValueError(f"targets must be columns of the {in_features} features, got {list(targets)}.")
         self.targets, self.reach = list(targets), reach
-        self.node_scale = Standardise(in_features)
-        self.edge_scale = Standardise(edge_features)
         self.embed = nn.Linear(in_features, hidden)
         self.unseen = nn.Parameter(torch.zeros(hidden))
         self.attention = nn.ModuleList(
@@ -75,12 +73,6 @@ class MaskedNodeRegression(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 2 * len(self.targets))
         )
-
-    def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
-        """Fit the scaling to nodes and edges of the training graphs."""
-        self.node_scale.calibrate(x)
-        if edge_attr is not None and len(edge_attr) > 1:
-            self.edge_scale.calibrate(edge_attr)
 
     def predict(
         self,

@@ -61,28 +61,40 @@ def normed(norm: nn.Module, h: Float[Tensor, "n f"], batch: Int[Tensor, " n"]) -
     return norm(h, batch) if isinstance(norm, GraphNorm) else norm(h)
 
 
-class _Propagating(nn.Module):
-    """What nets that pass messages share: scaling, embedding, and a head that also sees the whole graph."""
+class ScaledInputs(nn.Module):
+    """What nets on graphs with edge features share: the scaling of their inputs.
 
-    def __init__(
-        self, in_features: int, edge_features: int, hidden: int, layers: int, dropout: float, residual: bool,
-        norm: str,
-    ) -> None:  # fmt: skip
+    Args:
+        in_features: columns of the node features.
+        edge_features: columns of the edge features.
+    """
+
+    def __init__(self, in_features: int, edge_features: int) -> None:
         super().__init__()
         self.node_scale = Standardise(in_features)
         self.edge_scale = Standardise(edge_features)
-        self.embed = nn.Linear(in_features, hidden)
-        self.norms = norms(norm, hidden, layers)
-        self.dropout = nn.Dropout(dropout)
-        self.residual = residual
-        # The mean of the whole graph tells what is usual in this patient.
-        self.head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def calibrate(self, x: Float[Tensor, "n f"], edge_attr: Float[Tensor, "e g"] | None = None) -> None:
         """Fit the input scaling to the nodes (and edges) of the training graphs."""
         self.node_scale.calibrate(x)
         if edge_attr is not None and len(edge_attr) > 1:
             self.edge_scale.calibrate(edge_attr)
+
+
+class _Propagating(ScaledInputs):
+    """What nets that pass messages share: embedding, and a head that also sees the whole graph."""
+
+    def __init__(
+        self, in_features: int, edge_features: int, hidden: int, layers: int, dropout: float, residual: bool,
+        norm: str,
+    ) -> None:  # fmt: skip
+        super().__init__(in_features, edge_features)
+        self.embed = nn.Linear(in_features, hidden)
+        self.norms = norms(norm, hidden, layers)
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+        # The mean of the whole graph tells what is usual in this patient.
+        self.head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def message(self, layer: int, h: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         """What layer number `layer` gathers at every node, (n, hidden)."""

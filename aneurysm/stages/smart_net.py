@@ -30,7 +30,7 @@ from aneurysm.stages.segmentation import TARGETS, SegmentationData, Segmentation
 from aneurysm.stages.volumes import network_image, probability_volume
 from aneurysm.stages.windows import Region, View
 from aneurysm.vessels.arteries import artery_at
-from aneurysm.vessels.candidates import Candidate, choose
+from aneurysm.vessels.candidates import Candidate, ranked
 from aneurysm.vessels.features import with_features
 from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph, build_graph
@@ -58,12 +58,12 @@ __all__ = [
     "patient_parts",
     "scan_peaks",
     "segment",
-    "vessel_graph",
+    
 ]  # fmt: skip
 
 INPUTS, CHANNELS = ("image", "vessel stage"), ("vessel", "aneurysm")
 _LOWEST_PEAK = 0.1  # lower maxima are noise
-_UNFITTED_PEAK_HEIGHT, _UNFITTED_PEAKS = 0.3, 2  # what counts of the peaks while nothing is fitted
+_UNFITTED_PEAK_HEIGHT = 0.3  # what counts of the peaks while nothing is fitted
 _REGION_MM = 6.0  # how far a candidate may lie from the artery it is named after
 _FITTED_PLACES = 40  # best of each training scan that the common scale is fitted to
 
@@ -129,13 +129,6 @@ class GraphSettings:
     source: str = "union"  # graph, heatmap or union
     min_score: float = 0.0
     rules: VesselRules = field(default_factory=VesselRules)  # how the mask is mended before
-
-
-def vessel_graph(
-    probability: dict[str, np.ndarray], rule: LumenRule, grid: Grid, settings: GraphSettings
-) -> VesselGraph:
-    """Threshold, mend, thin and link; nodes carry shape features and what the network saw around them."""
-    return mask_graph(graph_mask(probability, rule, grid, settings).mask, probability, grid, settings)
 
 
 def graph_mask(
@@ -207,9 +200,7 @@ def candidates(
     if fusion is None:
         peaks = peaks.above(_UNFITTED_PEAK_HEIGHT)
     places = find_places(graph, scores, peaks, settings.source)
-    if fusion is None and len(graph) and settings.source == "union":
-        places = places.without_low_peaks(_UNFITTED_PEAKS)
-    found = choose(
+    found = ranked(
         graph, places, fusion, settings.max_candidates, settings.min_distance_mm, settings.min_score
     )
     if arteries is None or not found:

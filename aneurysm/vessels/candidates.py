@@ -88,8 +88,22 @@ def propose(
         check_on_grid(evidence, grid)
         peaks = Peaks(*evidence_peaks(evidence, grid, evidence_threshold, min_distance_mm))
     places = find_places(graph, node_score, peaks, source, refine_mm)
-    if fusion is None:
-        places = places.without_low_peaks(max_orphans) if len(graph) and source == "union" else places
+    return ranked(graph, places, fusion, max_candidates, min_distance_mm, min_score, max_orphans)
+
+
+def ranked(
+    graph: VesselGraph,
+    places: Places,
+    fusion: Fusion | None,
+    max_candidates: int,
+    min_distance_mm: float,
+    min_score: float = 0.0,
+    max_orphans: int = 2,
+) -> list[Candidate]:
+    """As `propose`, from places that are already known."""
+    from_both = bool(np.isfinite(places.node_score).any())  # peaks alone are not outranked by any node
+    if fusion is None and from_both:
+        places = places.without_low_peaks(max_orphans)
     return choose(graph, places, fusion, max_candidates, min_distance_mm, min_score)
 
 
