@@ -156,7 +156,7 @@ class Detector:
         probability = {name: _mean([p[name] for p in parts]) for name in names}
         settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
         mended = smart_net.graph_mask(probability, rule, case.grid, settings)
-        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
+        graph = smart_net.mask_graph(mended.voxels, probability, case.grid, settings)
         scores = _mean([smart_net.node_scores(net, graph) for net in self.graph_net])
         peaks = smart_net.scan_peaks(probability, case.grid, settings)
         found = smart_net.candidates(graph, scores, peaks, case.grid, settings, self.fusion, arteries)

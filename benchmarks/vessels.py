@@ -182,7 +182,7 @@ def main() -> None:
                 print("|---|---|---|---|---|---|---|---|")
                 first = 0.0
                 for method in methods:
-                    found = case(path, method, given.repeats if method == "ours" else 1)
+                    found = case(path, method, given.repeats if method.startswith("ours") else 1)
                     results.append({"mask": name, "method": method, **found})
                     first = first or found["cpu_s"]
                     extra = f"{found['features_s']:.2f}" if "features_s" in found else ""

@@ -25,8 +25,8 @@ from skimage import measure
 
 from aneurysm.data.scan import Grid, Lesion
 from aneurysm.evaluation.segmentation import centreline_dice, overlap
-from aneurysm.vessels.cleanup import bounding_box
 from aneurysm.vessels.skeleton import inside_distance, skeletonise
+from aneurysm.vessels.voxels import bounding_box
 
 RADIUS_BINS = (  # vessel radius in mm: from, below, column
     (0.0, 0.75, "recall_below_0_75mm"),

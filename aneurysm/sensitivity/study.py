@@ -106,7 +106,7 @@ def _outcome(finished: Finished, scan: HeldOut, error: MaskError, base: str, see
     # As the pipeline mends its masks; a true mask has no faint pieces beside it.
     faint = seen["vessel"] >= rule.threshold if base == "predicted" else None
     mended = repair(mask, case.grid, settings.rules, seen["vessel"], faint)
-    graph = smart_net.mask_graph(mended.mask, seen, case.grid, settings)
+    graph = smart_net.mask_graph(mended.voxels, seen, case.grid, settings)
     net = finished.graph_net(scan.fold, graph.node_features.shape[1], graph.edge_features.shape[1])
     scores = smart_net.node_scores(net, graph)
     peaks = smart_net.scan_peaks(seen, case.grid, settings)

@@ -38,6 +38,7 @@ from aneurysm.vessels.lumen_rule import LumenRule
 from aneurysm.vessels.peaks import Peaks, evidence_peaks
 from aneurysm.vessels.places import find_places
 from aneurysm.vessels.repair import Repaired, VesselRules, repair
+from aneurysm.vessels.voxels import Voxels
 
 __all__ = [
     "CHANNELS",
@@ -140,9 +141,9 @@ def graph_mask(
 
 
 def mask_graph(
-    mask: np.ndarray, probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings
+    mask: np.ndarray | Voxels, probability: dict[str, np.ndarray], grid: Grid, settings: GraphSettings
 ) -> VesselGraph:
-    """Thin and link a mended mask."""
+    """Thin and link a mended mask, or its voxels."""
     graph = build_graph(mask, grid, node_spacing_mm=settings.node_spacing_mm)
     return with_features(graph, probability, grid)
 

@@ -145,7 +145,7 @@ def graph_item(experiment: Experiment, uid: str, settings: smart_net.GraphSettin
         rule = lumen_rule(experiment, uid)
         probability = segmentation_of(experiment, uid)
         mended = smart_net.graph_mask(probability, rule, case.grid, settings)
-        graph = smart_net.mask_graph(mended.mask, probability, case.grid, settings)
+        graph = smart_net.mask_graph(mended.voxels, probability, case.grid, settings)
         with replacing(_repairs_path(path)) as part:
             part.write_text(json.dumps(mended.row()))
         with replacing(path) as part:  # the last: it says that both are there

@@ -9,7 +9,7 @@ from scipy.spatial import KDTree
 
 from aneurysm.data.labels import LOCATIONS, VESSEL_LABEL
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.cleanup import check_on_grid
+from aneurysm.vessels.voxels import check_on_grid
 
 NO_ARTERY = -1
 # Lumen probability from which a voxel has a name. Below the thresholds of lumen masks there are no vessels to

@@ -7,12 +7,12 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.features import NODE_FEATURES
 from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.peaks import NO_PEAKS, Peaks, evidence_peaks
 from aneurysm.vessels.places import Places, find_places
+from aneurysm.vessels.voxels import check_on_grid
 
 _NEIGHBOURHOOD = ("radius_ratio", "tip_fatness", "bulge_volume", "bulge_depth", "volume_ratio_4mm")
 CANDIDATE_FEATURES: Final = (

@@ -17,7 +17,6 @@ from scipy.spatial import KDTree
 
 from aneurysm.data.scan import Grid
 from aneurysm.vessels.centreline import Centreline
-from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.local_shape import (
     BALL_MM,
     SMALL_BALL_MM,
@@ -27,6 +26,7 @@ from aneurysm.vessels.local_shape import (
     outside_tubes,
     within,
 )
+from aneurysm.vessels.voxels import check_on_grid
 
 if TYPE_CHECKING:
     from aneurysm.vessels.graph import VesselGraph

@@ -16,14 +16,13 @@ from scipy.spatial import KDTree
 from aneurysm.data.files import replacing
 from aneurysm.data.scan import Grid
 from aneurysm.vessels.centreline import trace
-from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.depth import depth
 from aneurysm.vessels.domes import domes
 from aneurysm.vessels.features import EDGE_FEATURES, NODE_FEATURES, Body, describe_nodes
 from aneurysm.vessels.nodes import DOME, END, JUNCTION, PATH, NodeLayer
 from aneurysm.vessels.pieces import pieces
 from aneurysm.vessels.skeleton import thin
-from aneurysm.vessels.voxels import Voxels
+from aneurysm.vessels.voxels import Voxels, check_on_grid
 
 __all__ = ["DOME", "END", "JUNCTION", "PATH", "VesselGraph", "build_graph"]
 
@@ -122,7 +121,8 @@ def build_graph(mask: np.ndarray | Voxels, grid: Grid, node_spacing_mm: float = 
     """Thin a vessel mask and lay nodes along its centreline.
 
     Args:
-        mask: (d, h, w) bool or its voxels, preferably from `clean_mask`.
+        mask: (d, h, w) bool or its voxels, preferably from `vessels.repair.repair`: specks become stars,
+            pinholes shells.
         grid: where the voxels lie.
         node_spacing_mm: distance between neighbouring nodes; sidewall sacs need nodes along the vessel.
 

@@ -12,8 +12,8 @@ import numpy as np
 from skimage import measure
 
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.hysteresis import CORE_MM3, CORES, LEVELS, RuleCounts
+from aneurysm.vessels.voxels import check_on_grid
 
 FAILURES = (
     0.1  # share of scans, those found worst, that are left out where the floor is out of reach with them

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from aneurysm.data.scan import Grid, Lesion
-from aneurysm.vessels.cleanup import check_on_grid
 from aneurysm.vessels.graph import VesselGraph
+from aneurysm.vessels.voxels import check_on_grid
 
 _UNKNOWN_RADIUS_MM = 2.0  # of a lesion annotated by a point: a sac of 4 mm, the median of the literature
 

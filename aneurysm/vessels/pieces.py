@@ -56,15 +56,18 @@ def cavities(voxels: Voxels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first[closed], (last - first + 1)[closed], cavity
 
 
-def filled(voxels: Voxels, largest: int) -> Voxels:
-    """The mask with every cavity of at most so many voxels filled."""
+def filled(voxels: Voxels, largest: int) -> tuple[Voxels, int, int]:
+    """The mask with every cavity of at most so many voxels filled, how many there were and were filled."""
     first, length, cavity = cavities(voxels)
+    if not len(cavity):
+        return voxels, 0, 0
     small = np.bincount(cavity, length) <= largest
-    chosen = small[cavity] if len(cavity) else np.zeros(0, bool)
+    chosen = small[cavity]
     if not chosen.any():
-        return voxels
+        return voxels, len(small), 0
     extra = spread(first[chosen], length[chosen]).astype(voxels.key.dtype)
-    return Voxels(voxels.shape, np.sort(np.concatenate([voxels.key, extra])))
+    whole = Voxels(voxels.shape, np.sort(np.concatenate([voxels.key, extra])))
+    return whole, len(small), int(small.sum())
 
 
 def _linked(count: int, links: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray]:

@@ -11,15 +11,15 @@ angle, or ahead of it, met too flatly.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 from scipy.spatial import KDTree
-from skimage import measure
 
 from aneurysm.data.scan import Grid
-from aneurysm.vessels.cleanup import bounding_box, check_on_grid
+from aneurysm.vessels.pieces import filled, pieces
 from aneurysm.vessels.repair_bridges import VesselRules, bridges_over, tube
+from aneurysm.vessels.voxels import Voxels, check_on_grid
 
 _FAINT_EXTENT_MM = 12.0  # of a faint piece beside the mask, what is looked at at most
 
@@ -38,7 +38,7 @@ class Violations:
 class Repaired:
     """A mended mask, and what was found and done."""
 
-    mask: np.ndarray  # (d, h, w) bool
+    voxels: Voxels  # of the mended mask
     before: Violations
     after: Violations
     bridged: int = 0
@@ -48,6 +48,11 @@ class Repaired:
     dropped_mm3: float = 0.0
     filled: int = 0
     added_mm3: float = field(default=0.0)  # by bridges, joints and filling
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The mended mask, (d, h, w) bool."""
+        return self.voxels.to_volume()
 
     def row(self) -> dict[str, float]:
         """One flat row of a table: pieces_before, pieces_after, ..., bridged, joined, dropped ..."""
@@ -61,16 +66,16 @@ class Repaired:
 
 
 def repair(
-    mask: np.ndarray,
+    mask: np.ndarray | Voxels,
     grid: Grid,
     rules: VesselRules,
     probability: np.ndarray | None = None,
     faint: np.ndarray | None = None,
 ) -> Repaired:
-    """Fill, bridge, join and drop.
+    """Fill, bridge, join and drop, all on the list of voxels: what is no vessel costs nothing.
 
     Args:
-        mask: (d, h, w), non-zero is lumen.
+        mask: (d, h, w), non-zero is lumen, or its voxels.
         grid: of the mask.
         rules: what to mend and how far.
         probability: (d, h, w) lumen probability; without it `gap_probability` is not asked for.
@@ -83,136 +88,102 @@ def repair(
     for volume in (mask, probability, faint):
         if volume is not None:
             check_on_grid(volume, grid)
-    whole = np.asarray(mask) != 0
-    if not whole.any():
-        return Repaired(whole, Violations(), Violations())
-    reach = max(rules.gap_mm, rules.sac_mm) if faint is not None else 0.0
-    margin = np.ceil((reach + _FAINT_EXTENT_MM * (reach > 0)) / grid.spacing).astype(int) + 2
-    box = tuple(
-        slice(max(0, s.start - m), min(n, s.stop + m))
-        for s, m, n in zip(bounding_box(whole), margin, whole.shape, strict=True)
-    )
-    part, inner = whole[box], _cropped(grid, box)
-    likely = None if probability is None else probability[box]
-    volumes = np.bincount(np.asarray(measure.label(part, connectivity=3)).ravel())[1:] * inner.voxel_mm3
-    mended, holes, filled = _filled(part, inner, rules.hole_mm3)
+    found = mask if isinstance(mask, Voxels) else Voxels.of(mask)
+    if not len(found):
+        return Repaired(found, Violations(), Violations())
+    largest = int(rules.hole_mm3 / grid.voxel_mm3 + 1e-6)  # voxels of a cavity that is filled
+    volumes = _volumes(found, grid)[0]
+    mended, holes, closed = filled(found, largest)
     before = Violations(len(volumes), int((volumes < rules.smallest_mm3).sum()), holes)
-    beside = np.zeros_like(part)
+    reach = max(rules.gap_mm, rules.sac_mm)
+    beside = found.only(np.zeros(len(found), bool))
     if faint is not None and reach > 0:
-        beside = _pieces_beside(np.asarray(faint[box], bool) & ~mended, mended, inner, reach, rules.sac_mm3)
-        mended |= beside
-    bridges = list(bridges_over(mended, inner, rules, likely)) if rules.gap_mm > 0 else []
+        beside = _pieces_beside(mended, Voxels.of(faint), grid, reach, rules.sac_mm3)
+        mended = mended.plus(beside)
+    bridges = list(bridges_over(mended, grid, rules, probability)) if rules.gap_mm > 0 else []
     for bridge in bridges:
-        mended |= tube(inner, bridge.start, bridge.stop, bridge.radii)
-    mended, joined = _with_sacs(mended, inner, rules)
-    label = np.asarray(measure.label(mended, connectivity=3))
-    sizes = np.bincount(label.ravel()) * inner.voxel_mm3
-    own = np.bincount(label[part], minlength=len(sizes)) > 0  # not faint alone
+        mended = mended.plus(tube(grid, bridge.start, bridge.stop, bridge.radii))
+    mended, joined = _with_sacs(mended, grid, rules)
+    sizes, piece = _volumes(mended, grid)
+    own = np.bincount(piece[mended.among(found)], minlength=len(sizes)) > 0  # not faint alone
     keep = own & (sizes >= rules.smallest_mm3)
-    keep[0] = False
     dropped = own & ~keep
-    dropped[0] = False
-    mended = keep[label]
-    added = float((mended & ~part).sum() * inner.voxel_mm3)
-    back = beside & mended
-    rescued = int(np.asarray(measure.label(back, connectivity=3)).max()) if back.any() else 0
-    bridges = [b for b in bridges if mended[_voxel(inner, (b.start + b.stop) / 2)]]
-    mended, holes, again = _filled(mended, inner, rules.hole_mm3)  # a bridge can close a ring of voxels
-
-    result = np.zeros_like(whole)
-    result[box] = mended
+    mended = mended.only(keep[piece])
+    added = float((~mended.among(found)).sum() * grid.voxel_mm3)
+    rescued = pieces(beside.only(beside.among(mended)))[0]
+    middles = np.array([(b.start + b.stop) / 2 for b in bridges]).reshape(-1, 3)
+    built = int((mended.find(np.rint(grid.to_index(middles))) < len(mended)).sum())
+    mended, holes, again = filled(mended, largest)  # a bridge can close a ring of voxels
     return Repaired(
-        result,
-        replace(before, gaps=len(bridges)),
+        mended,
+        replace(before, gaps=built),
         Violations(pieces=int(keep.sum()), holes=holes - again),  # crumbs and gaps are gone
-        bridged=len(bridges),
+        bridged=built,
         joined=joined,
         dropped=int(dropped.sum()),
         dropped_mm3=float(sizes[dropped].sum()),
         rescued=rescued,
-        filled=filled + again,
+        filled=closed + again,
         added_mm3=added,
     )
 
 
-def _pieces_beside(
-    faint: np.ndarray, mask: np.ndarray, grid: Grid, reach_mm: float, smallest_mm3: float
-) -> np.ndarray:
-    """The faint pieces of some size of which a voxel lies within reach of the mask."""
-    label = np.asarray(measure.label(faint, connectivity=3))
-    large = np.bincount(label.ravel()) * grid.voxel_mm3 >= smallest_mm3
-    large[0] = False
-    voxels = np.argwhere(large[label])
-    if not len(voxels):
-        return np.zeros_like(faint)
-    surface = np.argwhere(mask & ~np.asarray(ndimage.binary_erosion(mask), bool))
-    gap, _ = KDTree(grid.to_mm(surface)).query(grid.to_mm(voxels))
-    near = np.zeros(len(large), bool)
-    near[label[tuple(voxels[gap <= reach_mm + float(grid.spacing.max())].T)]] = True
-    return (near & large)[label]
+def _volumes(voxels: Voxels, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The volume of every piece in mm^3, and the piece of every voxel."""
+    count, piece = pieces(voxels)
+    return np.bincount(piece, minlength=count) * grid.voxel_mm3, piece
 
 
-def _voxel(grid: Grid, place_mm: np.ndarray) -> tuple[int, int, int]:
-    index = np.clip(np.rint(grid.to_index(place_mm)).astype(int), 0, np.array(grid.shape) - 1)
-    return int(index[0]), int(index[1]), int(index[2])
+def _pieces_beside(mask: Voxels, faint: Voxels, grid: Grid, reach_mm: float, smallest_mm3: float) -> Voxels:
+    """The faint pieces of some size that come within reach of the mask."""
+    margin = np.ceil((reach_mm + _FAINT_EXTENT_MM) / grid.spacing).astype(int) + 2
+    low, high = mask.index.min(0) - margin, mask.index.max(0) + margin
+    faint = faint.only(((faint.index >= low) & (faint.index <= high)).all(1)).minus(mask)
+    sizes, piece = _volumes(faint, grid)
+    large = sizes >= smallest_mm3
+    if not large.any():
+        return faint.only(np.zeros(len(faint), bool))
+    candidate = large[piece]
+    near = reach_mm + float(grid.spacing.max())
+    tree = KDTree(grid.to_mm(mask.index), balanced_tree=False, compact_nodes=False)
+    gap, _ = tree.query(grid.to_mm(faint.index[candidate]), distance_upper_bound=near)
+    tied = np.zeros(len(sizes), bool)
+    tied[piece[candidate][np.isfinite(gap)]] = True
+    return faint.only(tied[piece])
 
 
-def _cropped(grid: Grid, box: tuple[slice, ...]) -> Grid:
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_mm(np.array([s.start for s in box]))
-    shape = tuple(s.stop - s.start for s in box)
-    return Grid((shape[0], shape[1], shape[2]), affine)
-
-
-def _filled(mask: np.ndarray, grid: Grid, hole_mm3: float) -> tuple[np.ndarray, int, int]:
-    """The mask without small cavities, how many there were of any size, and how many were filled.
-
-    A bay at the rim of the volume is no cavity.
-    """
-    outside = np.asarray(measure.label(np.pad(~mask, 1, constant_values=True), connectivity=1))
-    sizes = np.bincount(outside.ravel()) * grid.voxel_mm3
-    small = sizes <= hole_mm3
-    small[[0, outside[0, 0, 0]]] = False
-    if not small.any():
-        return mask.copy(), len(sizes) - 2, 0
-    return mask | small[outside][1:-1, 1:-1, 1:-1], len(sizes) - 2, int(small.sum())
-
-
-def _with_sacs(mask: np.ndarray, grid: Grid, rules: VesselRules) -> tuple[np.ndarray, int]:
+def _with_sacs(voxels: Voxels, grid: Grid, rules: VesselRules) -> tuple[Voxels, int]:
     """The mask with small round pieces joined to the vessel beside them, and how many those are."""
     if rules.sac_mm <= 0:
-        return mask, 0
-    label = np.asarray(measure.label(mask, connectivity=3))
-    sizes = np.bincount(label.ravel()) * grid.voxel_mm3
-    sizes[0] = 0
-    if len(sizes) < 3:
-        return mask, 0
+        return voxels, 0
+    sizes, piece = _volumes(voxels, grid)
+    if len(sizes) < 2:
+        return voxels, 0
     joined = 0
-    result = mask.copy()
-    for k in np.flatnonzero((sizes >= rules.sac_mm3) & (np.arange(len(sizes)) > 0)):
-        voxels = np.argwhere(label == k)
-        if sizes[k] == sizes.max() or not _round(voxels, grid, float(sizes[k])):
+    result = voxels
+    size_here = sizes[piece]
+    for k in np.flatnonzero((sizes >= rules.sac_mm3) & (sizes < sizes.max())):
+        index = voxels.index[piece == k]
+        if not _round(index, grid, float(sizes[k])):
             continue
-        reach = np.ceil(rules.sac_mm / grid.spacing).astype(int) + 1
-        low = np.maximum(voxels.min(0) - reach, 0)
-        high = np.minimum(voxels.max(0) + reach + 1, grid.shape)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        larger = np.argwhere((label[box] > 0) & (sizes[label[box]] > sizes[k])) + low
+        margin = np.ceil(rules.sac_mm / grid.spacing).astype(int) + 1
+        inside = ((voxels.index >= index.min(0) - margin) & (voxels.index <= index.max(0) + margin)).all(1)
+        larger = voxels.index[inside & (size_here > sizes[k])]
         if not len(larger):
             continue
-        own, other = grid.to_mm(voxels), grid.to_mm(larger)
+        own, other = grid.to_mm(index), grid.to_mm(larger)
         gaps, nearest = (np.asarray(found) for found in KDTree(other).query(own))
         best = int(gaps.argmin())
         if gaps[best] - float(np.mean(grid.spacing)) > rules.sac_mm:
             continue
-        result |= tube(grid, own[best], other[nearest[best]], (0.0, 0.0))
+        result = result.plus(tube(grid, own[best], other[nearest[best]], (0.0, 0.0)))
         joined += 1
     return result, joined
 
 
-def _round(voxels: np.ndarray, grid: Grid, volume_mm3: float) -> bool:
-    """Whether a piece is as compact as a sac: its longest extent is below 1.6 times that of a ball."""
-    mm = grid.to_mm(voxels)
+def _round(index: np.ndarray, grid: Grid, volume_mm3: float) -> bool:
+    """Whether voxels (n, 3) are as compact as a sac: at most 1.6 times as long as a ball of their volume."""
+    mm = grid.to_mm(index)
     spread = mm - mm.mean(0)
     _, axes = np.linalg.eigh(spread.T @ spread)
     extent = float(np.ptp(spread @ axes[:, -1])) + float(np.mean(grid.spacing))

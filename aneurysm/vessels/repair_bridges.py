@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
-from skimage import measure
 
 from aneurysm.data.scan import Grid
 from aneurysm.vessels.centreline import Branch, trace
 from aneurysm.vessels.depth import depth
+from aneurysm.vessels.pieces import pieces
 from aneurysm.vessels.skeleton import thin
 from aneurysm.vessels.voxels import Voxels
 
@@ -62,18 +62,17 @@ class Bridge:
 
 
 def bridges_over(
-    mask: np.ndarray, grid: Grid, rules: VesselRules, probability: np.ndarray | None
+    voxels: Voxels, grid: Grid, rules: VesselRules, probability: np.ndarray | None
 ) -> Iterator[Bridge]:
     """The bridges to build, the surest first; every end is used once, and nothing is joined twice."""
-    voxels = Voxels.of(mask)
     deep = depth(voxels, grid.spacing)
     voxel = float(np.mean(grid.spacing))
     line = trace(voxels, deep, thin(voxels, deep, float(grid.spacing.min())), grid)
     ends = [(i, end) for i, branch in enumerate(line.branches) for end in _free_ends(branch)]
     if not ends:
         return
-    label = np.asarray(measure.label(mask, connectivity=3))
-    piece_of = [_piece(label, grid, branch.points) for branch in line.branches]
+    count, label = pieces(voxels)
+    piece_of = [_piece(voxels, label, grid, branch.points) for branch in line.branches]
     points = np.concatenate([branch.points for branch in line.branches])
     tangent = np.concatenate([_tangents(branch.points) for branch in line.branches])
     piece = np.concatenate([np.full(len(b.points), k) for b, k in zip(line.branches, piece_of, strict=True)])
@@ -107,11 +106,11 @@ def bridges_over(
             found.append(Bridge(base[e], points[at], (float(width[e]), float(width[e])), 0.0, e, -1))
     measured = []
     for bridge in found:
-        gap, lowest = _background(mask, grid, bridge, probability)
+        gap, lowest = _background(voxels, grid, bridge, probability)
         if 0 < gap <= rules.gap_mm and (lowest is None or lowest >= rules.gap_probability):
             measured.append(replace(bridge, gap_mm=gap))
     used: set[int] = set()
-    parent = list(range(int(label.max()) + 1))
+    parent = list(range(count))
 
     def root(k: int) -> int:
         while parent[k] != k:
@@ -124,7 +123,7 @@ def bridges_over(
         if bridge.end in used or bridge.other in used:
             continue
         first = root(int(home[bridge.end]))
-        second = root(_piece(label, grid, bridge.stop[None]))
+        second = root(_piece(voxels, label, grid, bridge.stop[None]))
         # Two ends that face each other may belong to one piece: a ring that was cut.
         if first == second and bridge.other < 0:
             continue
@@ -175,34 +174,41 @@ def _tangents(points: np.ndarray) -> np.ndarray:
     return steps / np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-9)
 
 
-def _piece(label: np.ndarray, grid: Grid, points: np.ndarray) -> int:
+def _piece(voxels: Voxels, label: np.ndarray, grid: Grid, points: np.ndarray) -> int:
     """The piece that most points of a line lie in; smoothing may move some out of it."""
-    index = np.clip(np.rint(grid.to_index(points)).astype(int), 0, np.array(label.shape) - 1)
-    found = label[tuple(index.T)]
-    if not found.any():
-        near = np.argwhere(label)
-        return int(label[tuple(near[np.linalg.norm(grid.to_mm(near) - points[0], axis=1).argmin()])])
-    return int(np.bincount(found[found > 0]).argmax())
+    found = np.append(label, -1)[voxels.find(_nearest_index(grid, points))]
+    if (found < 0).all():
+        gap = np.linalg.norm(grid.to_mm(voxels.index) - points[0], axis=1)
+        return int(label[gap.argmin()])
+    return int(np.bincount(found[found >= 0]).argmax())
 
 
 def _background(
-    mask: np.ndarray, grid: Grid, bridge: Bridge, probability: np.ndarray | None
+    voxels: Voxels, grid: Grid, bridge: Bridge, probability: np.ndarray | None
 ) -> tuple[float, float | None]:
     """How much of a bridge lies in background, in mm, and the lowest probability there."""
     length = float(np.linalg.norm(bridge.stop - bridge.start))
     steps = max(2, int(np.ceil(length / (0.25 * float(grid.spacing.min())))))
     share = (np.arange(steps) + 0.5) / steps
-    path = grid.to_index(bridge.start + share[:, None] * (bridge.stop - bridge.start)).T
-    outside = ~ndimage.map_coordinates(mask.astype(np.uint8), path, order=0, mode="nearest").astype(bool)
+    path = bridge.start + share[:, None] * (bridge.stop - bridge.start)
+    outside = voxels.find(_nearest_index(grid, path)) == len(voxels)
     if not outside.any() or probability is None:
         return float(outside.mean() * length), None
-    along = ndimage.map_coordinates(probability.astype(np.float32), path, order=1, mode="nearest")
-    return float(outside.mean() * length), float(along[outside].min())
+    index = grid.to_index(path[outside])
+    low = np.clip(np.floor(index.min(0)).astype(int), 0, np.array(grid.shape) - 1)
+    high = np.maximum(np.minimum(np.ceil(index.max(0)).astype(int) + 1, grid.shape), low + 1)
+    near = probability[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)
+    along = ndimage.map_coordinates(near, (index - low).T, order=1, mode="nearest")
+    return float(outside.mean() * length), float(along.min())
 
 
-def tube(grid: Grid, start: np.ndarray, stop: np.ndarray, radii: tuple[float, float]) -> np.ndarray:
+def _nearest_index(grid: Grid, mm: np.ndarray) -> np.ndarray:
+    """Index of the voxel nearest to points (m, 3), within the volume."""
+    return np.clip(np.rint(grid.to_index(mm)).astype(int), 0, np.array(grid.shape) - 1)
+
+
+def tube(grid: Grid, start: np.ndarray, stop: np.ndarray, radii: tuple[float, float]) -> Voxels:
     """Voxels within a tube whose radius goes evenly from one end to the other, at least one voxel wide."""
-    mask = np.zeros(grid.shape, bool)
     thinnest = 0.87 * float(grid.spacing.max())  # half the diagonal of a voxel: the tube stays in one piece
     wide = max(*radii, thinnest)
     corners = grid.to_index(np.stack([start, stop]))
@@ -210,9 +216,11 @@ def tube(grid: Grid, start: np.ndarray, stop: np.ndarray, radii: tuple[float, fl
     low = np.maximum(np.floor(corners.min(0) - reach), 0).astype(int)
     high = np.minimum(np.ceil(corners.max(0) + reach) + 1, grid.shape).astype(int)
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    voxels = grid.to_mm(np.moveaxis(np.mgrid[box], 0, -1))
+    index = np.moveaxis(np.mgrid[box], 0, -1).reshape(-1, 3)
+    mm = grid.to_mm(index)
     way = stop - start
-    along = np.clip((voxels - start) @ way / max(float(way @ way), 1e-9), 0, 1)
-    gap = np.linalg.norm(voxels - start - along[..., None] * way, axis=-1)
-    mask[box] = gap <= np.maximum(radii[0] + (radii[1] - radii[0]) * along, thinnest)
-    return mask
+    along = np.clip((mm - start) @ way / max(float(way @ way), 1e-9), 0, 1)
+    gap = np.linalg.norm(mm - start - along[:, None] * way, axis=1)
+    return Voxels.at_index(
+        grid.shape, index[gap <= np.maximum(radii[0] + (radii[1] - radii[0]) * along, thinnest)]
+    )

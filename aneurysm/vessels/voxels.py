@@ -12,6 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from aneurysm.data.scan import Grid
+
 # The neighbours of a voxel in C order: step i and step 25 - i are opposite.
 STEPS: Final = np.array([s for s in product((-1, 0, 1), repeat=3) if any(s)])  # (26, 3)
 _FORWARD_ROWS: Final = ((0, 1), (1, -1), (1, 0), (1, 1))  # steps along (d, h); the others are opposite
@@ -33,8 +35,7 @@ class Voxels:
         row, along = np.divmod(place, w)
         deep, row = np.divmod(row, h)
         key = ((deep + 1) * (h + 2) + row + 1) * (w + 2) + along + 1
-        fits = (d + 2) * (h + 2) * (w + 2) < 2**31
-        return cls((d, h, w), key.astype(np.int32 if fits else np.int64))
+        return cls((d, h, w), key.astype(_key_type((d, h, w))))
 
     def __len__(self) -> int:
         return len(self.key)
@@ -98,12 +99,62 @@ class Voxels:
         hit = np.append(self.key, -2)[place] == key
         return np.where(hit, place, len(self))
 
+    @classmethod
+    def at_index(cls, shape: tuple[int, int, int], index: np.ndarray) -> "Voxels":
+        """The voxels at indices (m, 3) inside the volume, in any order, some perhaps more than once."""
+        d, h, w = shape
+        deep, row, along = (np.asarray(index, np.int64).reshape(-1, 3) + 1).T
+        key = np.unique((deep * (h + 2) + row) * (w + 2) + along)
+        return cls((d, h, w), key.astype(_key_type((d, h, w))))
+
+    def among(self, other: "Voxels") -> np.ndarray:
+        """Which of these voxels are in another list of the same volume, (n,) bool."""
+        place = np.searchsorted(other.key, self.key)
+        return np.append(other.key, -1)[place] == self.key
+
+    def plus(self, other: "Voxels") -> "Voxels":
+        """These voxels and those of another list."""
+        return Voxels(self.shape, np.union1d(self.key, other.key)) if len(other) else self
+
+    def minus(self, other: "Voxels") -> "Voxels":
+        """These voxels without those of another list."""
+        return self.only(~self.among(other))
+
     def to_volume(self, values: np.ndarray | bool = True) -> np.ndarray:
         """A volume (d, h, w) with values (n,) at the voxels, zero elsewhere; a mask when none are given."""
         filled = np.asarray(values)
         volume = np.zeros(self.shape, filled.dtype)
         volume[tuple(self.index.T)] = filled
         return volume
+
+
+def check_on_grid(mask: np.ndarray | Voxels, grid: Grid) -> None:
+    """Refuse a volume that has another shape than its grid.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    shape = mask.shape if isinstance(mask, Voxels) else np.shape(mask)
+    if shape != grid.shape:
+        raise ValueError(
+            f"A mask of shape {shape} does not lie on a grid of shape {grid.shape}. "
+            "Resample it onto that grid first."
+        )
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Smallest box (slices along d, h, w) that holds every non-zero voxel of a mask that has some."""
+    spans = []
+    for axis in range(3):
+        other = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero(np.any(mask, axis=other))
+        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return spans[0], spans[1], spans[2]
+
+
+def _key_type(shape: tuple[int, int, int]) -> type[np.signedinteger]:
+    d, h, w = shape
+    return np.int32 if (d + 2) * (h + 2) * (w + 2) < 2**31 else np.int64
 
 
 def _nonzero(mask: np.ndarray) -> np.ndarray:

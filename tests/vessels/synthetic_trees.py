@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class Analytic:
 
 
 SPACINGS = [(0.5, 0.5, 0.5), (1.2, 0.4, 0.4), (0.4, 0.4, 1.2), (0.7, 0.7, 0.7)]
-ANALYTIC = ["tube", "ring", "fork", "side branch", "cross", "tree", "arc"]
+ANALYTIC = ["tube", "ring", "fork", "side branch", "cross", "tree", "arc", "fenestration"]
 
 
 def analytic_tree(kind: str, rng: np.random.Generator, spacing: Sequence[float]) -> Analytic:
@@ -118,6 +118,15 @@ def analytic_tree(kind: str, rng: np.random.Generator, spacing: Sequence[float])
         tip = at + towards(rng.uniform(55, 90)) * (wide + 10)
         parts = [(at - 14 * along, at + 14 * along, wide, wide), (at, tip, thin, thin)]
         return Analytic(parts, 1, 3, 0, [at])
+    if kind == "fenestration":  # a vessel that divides and joins again
+        half, thin = 8 + 2 * wide, max(0.8 * least, 0.7 * wide)
+        tails = [(at + s * half * along, at + s * (half + 10) * along, wide, wide) for s in (-1, 1)]
+        turn = np.linspace(-np.pi / 2, np.pi / 2, 24)[:, None]
+        for sign in (1, -1):
+            bow = sign * (wide + 2.2 * thin) * np.cos(turn) * side
+            points = at + half * np.sin(turn) * along + bow
+            tails += [(a, b, thin, thin) for a, b in itertools.pairwise(points)]
+        return Analytic(tails, 2, 2, 1, [at - half * along, at + half * along])
     parts = [(at - 13 * along, at, wide, wide)]
     forks = [at]
     for sign in (1.0, -1.0):
@@ -131,6 +140,15 @@ def analytic_tree(kind: str, rng: np.random.Generator, spacing: Sequence[float])
                 further = _unit(way + turn * normal)
                 parts.append((tip, tip + max(10, 5 * thin) * further, 0.8 * thin, 0.8 * thin))
     return Analytic(parts, len(forks), len(forks) + 2, 0, forks)
+
+
+def fork_with_dome(rng: np.random.Generator, spacing: Sequence[float]) -> tuple[Analytic, np.ndarray, float]:
+    """A fork with a sac that sits on it in the direction of the parent, the sac's centre (3,) and radius."""
+    fork = analytic_tree("fork", rng, spacing)
+    first, last, wide, _ = fork.capsules[0]
+    radius = float(rng.uniform(1.1, 1.8)) * wide
+    centre = np.asarray(last) + 0.9 * radius * _unit(np.subtract(last, first))
+    return replace(fork, capsules=[*fork.capsules, (centre, centre, radius, radius)]), centre, radius
 
 
 def _unit(v: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from synthetic_trees import (
     analytic_tree,
     axis_distance,
     fitted,
+    fork_with_dome,
     total_length,
 )
 
@@ -48,7 +49,7 @@ def test_counts_lengths_and_radii(kind: str, number: int):
     graph = build_graph(mask, grid)
     assert counts(graph) == (tree.junctions, tree.ends, 0)
     assert pieces_and_rings(graph) == (1, tree.rings)
-    assert graph.edge_length.sum() == pytest.approx(total_length(tree), rel=0.04)
+    assert graph.edge_length.sum() == pytest.approx(total_length(tree), rel=0.03)
     gap, radius = axis_distance(tree, graph.position)
     widest = max(c[2] for c in tree.capsules)
     far = graph.kind == PATH
@@ -100,15 +101,26 @@ def test_turned_masks_give_turned_graphs(order, flips, kind: str):
         matrix[old, 3] = mask.shape[old] - 1 if flips[old] else 0
     other = build_graph(turned, Grid(turned.shape, grid.affine @ matrix))
     assert counts(other) == counts(graph)
-    assert other.edge_length.sum() == pytest.approx(graph.edge_length.sum(), rel=0.03)
+    # Thinning takes voxels in some order, so a centreline may lie a voxel aside; worst of all 48 turns 1.09.
+    assert other.edge_length.sum() == pytest.approx(graph.edge_length.sum(), rel=0.015)
     for wanted in (JUNCTION, END):
         mine, theirs = graph.position[graph.kind == wanted], other.position[other.kind == wanted]
         if len(mine):
-            assert KDTree(mine).query(theirs)[0].max() < 2 * 0.6
+            assert KDTree(mine).query(theirs)[0].max() < 1.25 * 0.6
     steps = np.linspace(0, 1, 9)[:, None]
     line = np.concatenate([a + steps * (b - a) for a, b in graph.position[graph.edges]])
-    assert KDTree(line).query(other.position)[0].max() < 2 * 0.6
+    assert KDTree(line).query(other.position)[0].max() < 1.25 * 0.6
     assert np.median(KDTree(line).query(other.position)[0]) < 0.6
+
+
+@pytest.mark.parametrize("number", range(2 * len(SPACINGS)))
+def test_a_dome_on_a_bifurcation_adds_no_junction_and_no_end(number: int):
+    spacing = SPACINGS[number % len(SPACINGS)]
+    fork, centre, radius = fork_with_dome(np.random.default_rng([number, 9]), spacing)
+    graph = build_graph(*fitted(fork.capsules, spacing))
+    assert counts(graph)[:2] == (1, 3)
+    assert pieces_and_rings(graph) == (1, 0)
+    assert np.linalg.norm(graph.position - centre, axis=1).min() < 0.6 * radius
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -35,6 +35,19 @@ def test_neighbours_against_a_look_up_of_each():
     assert np.array_equal(values[inside], voxels.neighbours[inside]) and inside.any()
 
 
+def test_lists_are_sets_of_voxels():
+    first, second = blobs(1, 0.5), blobs(2, 0.3)
+    a, b = Voxels.of(first), Voxels.of(second)
+    np.testing.assert_array_equal(a.plus(b).to_volume(), first | second)
+    np.testing.assert_array_equal(a.minus(b).to_volume(), first & ~second)
+    np.testing.assert_array_equal(a.among(b), second[tuple(a.index.T)])
+    assert not len(a.minus(a)) and a.plus(a.minus(a)) is a
+    mixed = np.random.default_rng(0).permutation(np.concatenate([a.index, a.index[:50]]))
+    again = Voxels.at_index(a.shape, mixed)
+    np.testing.assert_array_equal(again.key, a.key)
+    assert again.key.dtype == a.key.dtype and not len(Voxels.at_index(a.shape, a.index[:0]))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_pieces_and_cavities_against_labels(seed: int):
     mask = blobs(seed, 1.2 if seed % 2 else -0.9)
@@ -44,7 +57,7 @@ def test_pieces_and_cavities_against_labels(seed: int):
     assert count == expected
     assert len(set(zip(piece.tolist(), voxels.at(label).tolist(), strict=True))) == count
     whole = ndimage.binary_fill_holes(mask)
-    np.testing.assert_array_equal(filled(voxels, 10**6).to_volume(), whole)
+    np.testing.assert_array_equal(filled(voxels, 10**6)[0].to_volume(), whole)
     _, length, cavity = cavities(voxels)
     assert length.sum() == (whole & ~mask).sum()
     holes, many = ndimage.label(whole & ~mask)

@@ -1,8 +1,14 @@
+"""What the rules for crumbs and cavities do when nothing else is mended, and the box around a mask."""
+
 import numpy as np
-import pytest
 from synthetic_trees import canonical
 
-from aneurysm.vessels.cleanup import bounding_box, clean_mask
+from aneurysm.vessels.repair import VesselRules, repair
+from aneurysm.vessels.voxels import bounding_box
+
+
+def rules(smallest_mm3: float, hole_mm3: float) -> VesselRules:
+    return VesselRules(smallest_mm3, hole_mm3, gap_mm=0, sac_mm=0)
 
 
 def test_keeps_large_pieces_and_fills_cavities_but_not_rings():
@@ -12,7 +18,7 @@ def test_keeps_large_pieces_and_fills_cavities_but_not_rings():
     mask[9, 12:14, 12:14] = False  # a pinhole of 1 mm^3
     mask[8:12, 5:25, 18:20] = False  # a tunnel: not enclosed, so it must stay open
     mask[25, 35, 45:49] = True  # a speck of 1 mm^3
-    cleaned = clean_mask(mask, grid, smallest_mm3=5.0, hole_mm3=2.0)
+    cleaned = repair(mask, grid, rules(5.0, 2.0)).mask
     assert cleaned[9, 12:14, 12:14].all()
     assert not cleaned[8:12, 5:25, 18:20].any()
     assert not cleaned[25].any()
@@ -24,15 +30,9 @@ def test_large_cavity_stays_and_the_border_is_no_cavity():
     mask = np.ones(grid.shape, bool)
     mask[5:10, 5:10, 5:10] = False
     mask[0, 0, 0] = False
-    cleaned = clean_mask(mask, grid, hole_mm3=50.0)
-    assert np.array_equal(cleaned, mask)
-
-
-def test_empty_and_misplaced_masks():
-    grid = canonical((8, 9, 10), (1.0, 1.0, 1.0))
-    assert not clean_mask(np.zeros(grid.shape), grid).any()
-    with pytest.raises(ValueError, match="does not lie on a grid"):
-        clean_mask(np.zeros((8, 9, 9)), grid)
+    cleaned = repair(mask, grid, rules(20.0, 50.0))
+    assert np.array_equal(cleaned.mask, mask)
+    assert (cleaned.before.holes, cleaned.after.holes) == (1, 1)
 
 
 def test_bounding_box_is_tight():
