@@ -114,7 +114,10 @@ class Voxels:
 
     def plus(self, other: "Voxels") -> "Voxels":
         """These voxels and those of another list."""
-        return Voxels(self.shape, np.union1d(self.key, other.key)) if len(other) else self
+        new = other.key[~other.among(self)]
+        if not len(new):
+            return self
+        return Voxels(self.shape, np.insert(self.key, np.searchsorted(self.key, new), new))
 
     def minus(self, other: "Voxels") -> "Voxels":
         """These voxels without those of another list."""
