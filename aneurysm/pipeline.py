@@ -42,6 +42,7 @@ from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.stages.coarse import coarse_net
 from aneurysm.stages.findings import CropSettings, list_findings
 from aneurysm.stages.roi import WHOLE, Roi, find_roi
+from aneurysm.stages.volumes import mean_volume
 from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
@@ -153,7 +154,7 @@ class Detector:
         lumen, arteries = vessel.vessels_and_names(self.vessel, case, look, self.names_arteries, roi.region)
         names = segmenter_channels(self.cfg)
         parts = [smart_net.segment(net, case, lumen, look_again, names, roi.region) for net in self.segmenter]
-        probability = {name: _mean([p[name] for p in parts]) for name in names}
+        probability = {name: mean_volume([p[name] for p in parts]) for name in names}
         settings, rule = graph_settings(s), self.lumen_rules.of(case.modality)
         mended = smart_net.graph_mask(probability, rule, case.grid, settings)
         graph = smart_net.mask_graph(mended.voxels, probability, case.grid, settings)

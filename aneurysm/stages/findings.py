@@ -33,7 +33,7 @@ class Finding:
     """A candidate with its surroundings and, in training, with what is known about it."""
 
     case: AnyCase
-    probability: Probabilities  # lumen and sac, (d, h, w) float32
+    probability: Probabilities  # lumen and sac, (d, h, w) float16 or float32
     graph: VesselGraph
     number: int  # of the candidate in its scan, -1 for an annotation
     candidate: Candidate

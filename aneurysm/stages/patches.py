@@ -102,7 +102,7 @@ def probability_patch(volumes: Probabilities, name: str, start: np.ndarray, size
     """A cube of a probability volume, 0 outside, (size, size, size) float32."""
     if isinstance(volumes, StoredProbabilities):
         return volumes.box(name, _index(start), _cube(size))
-    return box_of(volumes[name], _index(start), _cube(size))
+    return box_of(volumes[name], _index(start), _cube(size)).astype(np.float32)
 
 
 def _index(values: np.ndarray) -> Index:

@@ -109,10 +109,10 @@ def segment(
     names: tuple[str, ...] = CHANNELS,
     region: Region | None = None,
 ) -> dict[str, np.ndarray]:
-    """Probabilities of lumen and of sac, and the heat map if the net has one, (d, h, w) float32 each.
+    """Probabilities of lumen and of sac, and the heat map if the net has one, (d, h, w) float16 each.
 
     Args:
-        vessel: (d, h, w) float32 probability from the vessel stage.
+        vessel: (d, h, w) probability from the vessel stage.
         names: of the net's channels.
         region: where to look; far from it everything is 0.
     """

@@ -20,7 +20,7 @@ from aneurysm.data.preparation.prepared import PreparedCase
 from aneurysm.stages.segmentation import SegmentationData, SegmentationModule
 from aneurysm.stages.step import StepOutput
 from aneurysm.stages.stored import opened
-from aneurysm.stages.volumes import network_image, probability_volume
+from aneurysm.stages.volumes import mean_volume, network_image, probability_volume
 from aneurysm.stages.windows import AXES, Region, View
 from aneurysm.vessels.arteries import NO_ARTERY, location_of_label, named_arteries
 
@@ -90,7 +90,7 @@ def _has_names(path: Path) -> bool:
 def vessel_probability(
     net: nn.Module, case: PreparedCase, view: View, region: Region | None = None
 ) -> np.ndarray:
-    """Probability of lumen per voxel, (d, h, w) float32; 0 far from the region where one is given."""
+    """Probability of lumen per voxel, (d, h, w) float16; 0 far from the region where one is given."""
     return probability_volume(net, network_image(case)[None], view, region)[0]
 
 
@@ -108,12 +108,12 @@ def vessels_and_names(
         region: where to look; the whole scan without one.
 
     Returns:
-        (d, h, w) float32, and (d, h, w) uint8 vessel labels (`vessels.arteries.named_arteries`), None without
+        (d, h, w) float16, and (d, h, w) uint8 vessel labels (`vessels.arteries.named_arteries`), None without
         names.
     """
     if not arteries:
-        return _mean([vessel_probability(net, case, view, region) for net in nets]), None
-    seen = _mean([_with_names(net, network_image(case)[None], view, region) for net in nets])
+        return mean_volume([vessel_probability(net, case, view, region) for net in nets]), None
+    seen = mean_volume([_with_names(net, network_image(case)[None], view, region) for net in nets])
     return seen[0], named_arteries(seen[0], seen[len(CHANNELS) :])
 
 
@@ -152,7 +152,3 @@ def artery_accuracy(labels: np.ndarray, case: PreparedCase) -> float:
     truth, found = location_of_label(case.vessel), location_of_label(labels)
     both = (truth != NO_ARTERY) & (found != NO_ARTERY)
     return float((truth[both] == found[both]).mean()) if both.any() else float("nan")
-
-
-def _mean(volumes: list[np.ndarray]) -> np.ndarray:
-    return np.asarray(np.mean(volumes, axis=0, dtype=np.float32))

@@ -25,9 +25,10 @@ def test_flips_are_undone_and_cancel_a_bias():
     plain = probability_volume(Shifted(), volume, View(8, 0.0))[0]
     assert plain.shape == (8, 8, 8) and np.argwhere(plain > 0.5).tolist() == [[4, 5, 2]]
     both = probability_volume(Shifted(), volume, View(8, 0.0, ("w",)))[0]
-    np.testing.assert_allclose(both[4, 5, [2, 4]], 0.5, atol=1e-6)  # to either side of the truth alike
+    # float16 has steps of 5e-4 below 1.
+    np.testing.assert_allclose(both[4, 5, [2, 4]], 0.5, atol=5e-4)  # to either side of the truth alike
     three = probability_volume(Shifted(), volume, View(8, 0.0, ("d", "h")))[0]
-    np.testing.assert_allclose(three, plain, atol=1e-6)  # these two change nothing for this net
+    np.testing.assert_allclose(three, plain, atol=5e-4)  # these two change nothing for this net
 
 
 def test_windows_of_any_size_give_the_same_for_a_local_net():
@@ -36,7 +37,7 @@ def test_windows_of_any_size_give_the_same_for_a_local_net():
     volume = np.random.default_rng(0).normal(size=(1, 11, 9, 13)).astype(np.float32)
     whole = probability_volume(net, volume, View(16, 0.0))
     assert whole.shape == (2, 11, 9, 13)
-    np.testing.assert_allclose(probability_volume(net, volume, View(4, 0.5, ("h",))), whole, atol=1e-5)
+    np.testing.assert_allclose(probability_volume(net, volume, View(4, 0.5, ("h",))), whole, atol=5e-4)
 
 
 def test_wrong_views():
