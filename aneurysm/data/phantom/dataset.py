@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MARKER: Final = "complete.json"
 _SHARES: Final = {"CTA": 0.35, "MRA": 0.30, "T1": 0.20, "T2": 0.15}
 _JITTER: Final = 0.066  # relative, of the voxel size of a scan: 0.75 mm becomes 0.70 to 0.80 mm
-_GENERATION: Final = 2  # raise when the same parameters are to give other scans
+_GENERATION: Final = 3  # raise when the same parameters are to give other scans
 
 
 @dataclass(frozen=True)

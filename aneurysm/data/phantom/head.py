@@ -91,9 +91,9 @@ def head_tissue(
     fissure = inside(np.abs(x + coarse) - 0.9) * inside(-(z - 3)) * inside(20 - callosum)
     fluid = np.maximum.reduce([sulcus * (1 - cistern), cistern, fissure])
 
-    # Vessels run in fluid, also where they would have met bone or brain.
-    near = gaussian_filter(lumen, 1.1 / spacing, truncate=2.5)
-    sheath = np.clip(near * 5, 0, 1)
+    # Vessels run in fluid, also where they would have met bone or brain. Their wall and the mucosa part them
+    # from air: a dark lumen in a dark sinus would be seen by nobody.
+    sheath = vessel_sheath(lumen, spacing)
     fluid = np.maximum(fluid, sheath)
     bone = bone * (1 - sheath)
 
@@ -101,9 +101,9 @@ def head_tissue(
     fractions: dict[str, np.ndarray] = {}
     left = np.ones(shape, np.float32)
     for name, part in (
-        ("air", 1 - outer),
+        ("air", (1 - outer) * (1 - sheath)),
         ("bone", bone),
-        ("air", cells * below),
+        ("air", cells * below * (1 - sheath)),
         ("vein", vein * (1 - 0.8 * sheath)),
         ("soft", np.maximum(below, 1 - inside(ellipsoid - 72))),
         ("fluid", fluid),
@@ -114,6 +114,11 @@ def head_tissue(
         left = left - share
     fractions["white"] = left
     return fractions
+
+
+def vessel_sheath(lumen: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Share of what surrounds arteries within about 2 mm, (d, h, w) float32 in 0..1: no bone, air or fat."""
+    return np.clip(gaussian_filter(lumen, 1.1 / spacing, truncate=2.5) * 5, 0, 1)
 
 
 def _skull_base(y: np.ndarray, x: np.ndarray) -> np.ndarray:

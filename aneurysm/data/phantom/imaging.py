@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from aneurysm.data.phantom.head import HeadGeometry, head_tissue, smooth_noise
+from aneurysm.data.phantom.head import HeadGeometry, head_tissue, smooth_noise, vessel_sheath
 
 __all__ = ["HeadGeometry", "simulate_image"]
 
@@ -78,7 +78,8 @@ def simulate_image(
     image += tissue["bone"] * blotches * np.float32(0.3 * look.bone)  # marrow beside compact bone
     if modality in ("T1", "T2"):  # fat is bright in both; it lies in pads and planes, not in crumbs
         pads = smooth_noise(lumen.shape, tuple(7 / size), rng)
-        image += tissue["soft"] * np.clip(2 * pads, 0, 1) * np.float32(90)
+        pads = np.clip(2 * pads, 0, 1) * (1 - vessel_sheath(lumen, size))
+        image += tissue["soft"] * pads * np.float32(90)
     blood = _blood(lumen, modality, artery, size, head, rng)
     image = image * (1 - lumen) + blood * lumen
     return _acquire(image, modality, artery, size, rng)

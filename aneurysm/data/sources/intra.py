@@ -44,7 +44,7 @@ MARKER: Final = "complete.json"
 _SUPERSAMPLE: Final = 2
 _DEBRIS_MM3: Final = 3.0  # smaller pieces are left-overs of the surface reconstruction
 _SMALLEST_SAC: Final = 12  # voxels
-_GENERATION: Final = 2  # raise when the same parameters are to give other scans
+_GENERATION: Final = 3  # raise when the same parameters are to give other scans
 
 
 @dataclass(frozen=True)
