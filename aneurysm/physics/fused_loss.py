@@ -38,8 +38,8 @@ def fused_sum(
         network: of position and latent code.
         latent: code of every candidate.
         points: of every candidate; they are constants, no gradient reaches them.
-        terms: called as terms(jet, rows, columns, *extras) with jets (5, r, m, outputs) of candidates `rows` at
-            their points `columns` (slices); returns the chunk's part of the sum, a scalar.
+        terms: called as terms(jet, rows, columns, *extras) with jets (5, r, m, outputs) of candidates `rows`
+            at their points `columns` (slices); returns the chunk's part of the sum, a scalar.
         extras: further tensors that the sum depends on, as a scale per candidate; they get gradients as well.
         chunk: points at a time, of all candidates together.
         whole_rows: a chunk holds all points of its candidates, for terms that compare points of one

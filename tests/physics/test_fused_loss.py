@@ -66,7 +66,7 @@ def test_whole_rows_keep_the_points_of_a_candidate_together():
 
 
 def test_values_of_points_can_be_collected_and_nothing_is_kept_without_a_gradient():
-    net, latent, points, scale = case()
+    net, latent, points, _ = case()
     seen = torch.zeros(3, 50, dtype=torch.float64)
 
     def collecting(jet, rows, columns):
