@@ -244,7 +244,7 @@ def scan(path: Path, bundle: Path) -> None:
         smart_net.segment(detector.segmenter[0], case, lumen, looks[1], where)
         kept[name] = lumen[roi.box.slices]
         print(f"{name}: {_cpu() - began:.1f} CPU s, {time.monotonic() - started:.1f} s")
-    threshold = detector.lumen_rule.threshold
+    threshold = detector.lumen_rules.of(case.modality).threshold
     marked = {name: volume >= threshold for name, volume in kept.items()}
     for name in ("region", "region, exact"):
         both = (marked["whole"] & marked[name]).sum()
