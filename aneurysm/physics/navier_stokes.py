@@ -5,6 +5,9 @@ rho U^2, so every term of the equations is of order one in any vessel; in SI uni
 orders of magnitude and training stalls.
 """
 
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +15,44 @@ from torch import Tensor
 BLOOD_DENSITY = 1060.0  # kg/m^3
 BLOOD_VISCOSITY = 0.0035  # Pa s, Newtonian limit at the shear rates of large arteries
 WALL_SHEAR = 1.5  # Pa, arteries remodel towards this value
+
+
+@runtime_checkable
+class Viscosity(Protocol):
+    """A generalised-Newtonian fluid: a viscosity for every shear rate."""
+
+    def __call__(self, shear_rate: Tensor) -> Tensor:
+        """Dynamic viscosity in Pa s at shear rates in 1/s, elementwise and differentiable."""
+        ...
+
+
+@dataclass(frozen=True)
+class CarreauYasuda:
+    """Shear-thinning blood: mu = mu_inf + (mu_0 - mu_inf) (1 + (lambda g)^a)^((n - 1) / a) at shear rate g.
+
+    Red cells clump where blood is slow, as in a sac: at 1/s it is five times as viscous as in an artery.
+    With exponent a = 2 this is Carreau's model; the defaults are those of Cho and Kensey, Biorheology 28,
+    241-262 (1991).
+
+    Raises:
+        ValueError: a parameter is not positive, or mu_0 is below mu_inf.
+    """
+
+    at_rest: float = 0.056  # mu_0, Pa s
+    at_high_shear: float = 0.00345  # mu_inf, Pa s
+    relaxation_s: float = 3.313  # lambda
+    exponent: float = 2.0  # a
+    power: float = 0.3568  # n, below 1: thinning
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) <= 0 or self.at_rest < self.at_high_shear:
+            raise ValueError(f"Shear-thinning viscosities are positive and largest at rest, got {self}.")
+
+    def __call__(self, shear_rate: Tensor) -> Tensor:
+        thinning = (1 + (self.relaxation_s * shear_rate) ** self.exponent) ** (
+            (self.power - 1) / self.exponent
+        )
+        return self.at_high_shear + (self.at_rest - self.at_high_shear) * thinning
 
 
 def murray_speed(
@@ -56,18 +97,22 @@ def dimensional_residual(
     network_output: Float[Tensor, "n 4"],
     coords: Float[Tensor, "n 3"],
     rho: float = BLOOD_DENSITY,
-    mu: float = BLOOD_VISCOSITY,
+    mu: float | Viscosity = BLOOD_VISCOSITY,
 ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, "n 1"], Float[Tensor, "n 1"]]:
     """Residuals of continuity and u, v, w momentum in SI units, by nested automatic differentiation.
 
+    rho (u . grad) u + grad p - div(2 mu D) = 0 with D the symmetric part of grad u. In an incompressible
+    fluid div(2 mu D) is mu lap u + 2 D grad mu; the second term is that of a viscosity that varies.
+
     The slow and obvious form that works for any differentiable network: 13 backward passes against one
-    forward pass of `JetMLP`.
+    forward pass of `JetMLP`, and one more for a viscosity that depends on the shear rate, which needs all
+    second derivatives and therefore this form.
 
     Args:
         network_output: (u, v, w) in m/s and p in Pa, computed from `coords` point by point.
         coords: (x, y, z) in m, with requires_grad.
         rho: density in kg/m^3.
-        mu: dynamic viscosity in Pa s.
+        mu: dynamic viscosity in Pa s, or what gives it at a shear rate, as `CarreauYasuda`.
 
     Raises:
         ValueError: when `coords` does not require a gradient.
@@ -85,11 +130,19 @@ def dimensional_residual(
     velocity = network_output[:, :3]
     first = [gradient(network_output[:, i]) for i in range(4)]  # each (n, 3)
     continuity = sum((first[i][:, i] for i in range(3)), torch.zeros_like(coords[:, 0]))
+    strain = torch.stack(first[:3], dim=1)  # [:, i, j] = d u_i / d x_j
+    strain = strain + strain.mT  # 2 D
+    if callable(mu):
+        # g = sqrt(2 D : D); its slope at rest is not defined, so rest is a shear of 1e-12/s
+        local = mu((strain.square().sum((1, 2)) / 2 + 1e-24).sqrt())
+        varying = torch.einsum("nij,nj->ni", strain, gradient(local))
+    else:
+        local, varying = torch.full_like(continuity, mu), torch.zeros_like(coords)
     momentum = []
     for i in range(3):
         convection = (velocity * first[i]).sum(1)
         laplacian = sum((gradient(first[i][:, j])[:, j] for j in range(3)), torch.zeros_like(convection))
-        momentum.append(rho * convection + first[3][:, i] - mu * laplacian)
+        momentum.append(rho * convection + first[3][:, i] - local * laplacian - varying[:, i])
     u, v, w = momentum
     return continuity[:, None], u[:, None], v[:, None], w[:, None]
 

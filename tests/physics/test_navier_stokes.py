@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aneurysm.physics.navier_stokes import (
+    CarreauYasuda,
     compute_navier_stokes_residuals,
     murray_speed,
     navier_stokes_residual,
@@ -149,6 +150,38 @@ def test_murray_numbers_of_a_two_millimetre_artery():
     radius = torch.tensor([1.0, 2.0])
     torch.testing.assert_close(murray_speed(radius), torch.tensor([0.1071, 0.2143]), atol=1e-4, rtol=0)
     torch.testing.assert_close(reynolds_number(radius), torch.tensor([32.4, 129.8]), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 1.4])
+def test_power_law_fluid_between_plates_has_no_residual(points, power: float):
+    consistency, drop = 0.01, 3.0  # Pa s^n, Pa/m
+
+    def viscosity(shear: Tensor) -> Tensor:
+        return consistency * shear ** (power - 1)
+
+    coords = (points + torch.tensor([0.0, 0.8, 0.0], dtype=torch.float64)).requires_grad_()  # off the axis
+    order = (power + 1) / power
+    u = (drop / consistency) ** (1 / power) / order * (1 - coords[:, 1].abs() ** order)
+    output = torch.stack((u, 0 * u, 0 * u, -drop * coords[:, 0]), dim=1)
+    residuals = compute_navier_stokes_residuals(output, coords, mu=viscosity)
+    assert max(float(r.detach().abs().max()) for r in residuals) < 1e-9 * drop
+
+
+def test_thinning_blood_differs_from_newtonian_blood_where_it_should(points):
+    blood = CarreauYasuda()
+    shear = torch.tensor([0.0, 1.0, 300.0, 1e5], dtype=torch.float64)
+    at = blood(shear)
+    assert at[0] == pytest.approx(0.056) and at[3] == pytest.approx(0.00345, rel=0.02)
+    assert at[1] > 5 * at[2] and bool((at.diff() < 0).all())
+    coords = points.clone().requires_grad_()
+    output = ethier_steinman(coords)
+    constant = CarreauYasuda(at_rest=0.0035, at_high_shear=0.0035)
+    thin = compute_navier_stokes_residuals(output, coords, mu=constant)
+    plain = compute_navier_stokes_residuals(output, coords, mu=0.0035)
+    for mine, theirs in zip(thin, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="largest at rest"):
+        CarreauYasuda(at_rest=0.001)
 
 
 def test_oracle_asks_for_a_gradient(points):
