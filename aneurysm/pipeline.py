@@ -7,7 +7,7 @@ can only build classes of this package.
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from aneurysm.stages.volumes import mean_volume
 from aneurysm.vessels.fusion import Fusion
 from aneurysm.vessels.graph import VesselGraph
 from aneurysm.vessels.lumen_rule import LumenRule, LumenRules
+from aneurysm.vessels.repair import Repaired
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Detection:
     scan: Scan
     case: PreparedCase
     probability: dict[str, np.ndarray]  # lumen, sac, perhaps a heat map, on the prepared grid, (d, h, w)
-    lumen_rule: LumenRule  # which voxels are lumen
+    mended: Repaired  # the lumen mask that became the graph, and what was mended in it
     graph: VesselGraph
     node_scores: np.ndarray  # (n,)
     candidates: pd.DataFrame  # tables.EXPERT, one row per candidate, best first; folds averaged
@@ -67,7 +68,6 @@ class Detection:
     labels: np.ndarray  # (14,) probabilities in submission order
     roi: Roi  # where the segmentation networks looked
     arteries: np.ndarray | None = None  # (d, h, w) uint8 vessel labels, from a vessel net that names arteries
-    repairs: dict[str, float] = field(default_factory=dict)  # what was mended in the lumen mask for the graph
 
 
 class Detector:
@@ -169,7 +169,7 @@ class Detector:
             scan,
             case,
             probability,
-            rule,
+            mended,
             graph,
             scores,
             candidates,
@@ -177,7 +177,6 @@ class Detector:
             labels,
             roi,
             arteries=arteries,
-            repairs=mended.row(),
         )
 
     def _judge(

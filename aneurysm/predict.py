@@ -210,8 +210,10 @@ def write_scan(
 ) -> ScanLine:
     """Write one scan's masks, JSON and page; returns its line for the overview."""
     scan, case = detection.scan, detection.case
-    lumen = detection.lumen_rule(detection.probability["vessel"], case.grid)
+    lumen = detection.mended.mask
     write_nifti(folder / "vessels.nii.gz", lumen.astype(np.uint8), case.grid, scan.source)
+    if detection.arteries is not None:
+        write_nifti(folder / "arteries.nii.gz", detection.arteries, case.grid, scan.source)
     write_nifti(folder / "candidates.nii.gz", _candidate_mask(detection, threshold), case.grid, scan.source)
     with replacing(folder / "report.json") as part:
         part.write_text(json.dumps(_plain_report(detection, detector), indent=2))
@@ -312,7 +314,7 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
         "region_of_interest": _region(detection),
         "probabilities": dict(zip(LABEL_COLUMNS, map(float, detection.labels), strict=True)),
         "candidates": candidates,
-        "vessel_mask_repairs": detection.repairs,
+        "vessel_mask_repairs": detection.mended.row(),
         "units": {
             "physics_residual": "log10 of the dimensionless Navier-Stokes residual",
             "order_parameter": "0..1",

@@ -1,6 +1,7 @@
 """All stages on a vessel net that names arteries, deeply supervised by a sum of losses; then a prediction."""
 
 import hydra
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from aneurysm.command_line import config_folder
 from aneurysm.data.labels import VESSEL_LABEL
 from aneurysm.experiment import open_experiment
 from aneurysm.pipeline import Detector
+from aneurysm.predict import write_scan
 from aneurysm.stages.stored import opened, read_labels
 from aneurysm.train import train
 from aneurysm.training.products import artery_path
@@ -50,3 +52,11 @@ def test_named_arteries_from_training_to_prediction(tmp_path):
     if found.arteries.any():
         index, distance = artery_at(found.arteries, found.case.grid, found.graph.position)
         assert (index >= 0).all() and np.isfinite(distance).all()
+    folder = tmp_path / "report"
+    folder.mkdir()
+    write_scan(folder, found, detector, 0.5, {})
+    written = np.asarray(nib.load(folder / "arteries.nii.gz").dataobj)
+    assert set(np.unique(written)) == set(np.unique(found.arteries))
+    mask = nib.load(folder / "vessels.nii.gz")
+    volume = np.asarray(mask.dataobj).sum() * float(np.prod(mask.header.get_zooms()))  # mm^3
+    assert volume == pytest.approx(found.mended.mask.sum() * found.case.grid.voxel_mm3, rel=0.1)
