@@ -52,8 +52,12 @@ def train_vessel(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     fit(run, module, data, s.epochs, cfg)
     coarse, regions = train_roi(experiment, run, data.train), roi_settings(s)
 
+    places: dict[str, Roi] = {}  # by series: scans that choose the rule are looked at twice
+
     def looked_at(case: PreparedCase) -> Roi:
-        return WHOLE if regions is None else find_roi(coarse, case, regions)
+        if case.series_uid not in places:
+            places[case.series_uid] = WHOLE if regions is None else find_roi(coarse, case, regions)
+        return places[case.series_uid]
 
     def segmented(case: PreparedCase) -> np.ndarray:
         return vessel.vessel_probability(net, case, view_settings(s), looked_at(case).region)
