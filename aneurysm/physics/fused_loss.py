@@ -2,8 +2,8 @@
 
 A physics loss is a sum over points. So every chunk of them can go through the network forwards and, at once,
 backwards; only the gradients of the parameters are kept. Autograd keeps every layer of every point until the
-end instead. Forward-Laplacian propagation as in `jet_mlp`, to which this agrees to round-off; the gradient
-formulas are those of `_JetActivation`, with the first layer, whose derivatives are its matrix, done apart.
+end instead. Forward-Laplacian propagation by the formulas of `jet_mlp`, with the first layer, whose
+derivatives are its matrix, done apart.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aneurysm.physics.jet_mlp import JET, Curve, JetMLP
+from aneurysm.physics.jet_mlp import JET, Curve, Curves, JetMLP, activated, activated_backward
 
 CHUNK = 512  # points; between 128 and 1024 times are alike
 Terms = Callable[..., Tensor]
@@ -141,23 +141,19 @@ class _Sweep:
         """Jets (5, r, m, outputs) at a chunk of points; what the way back needs is kept."""
         position = self.weights[0]
         self.x = self.points[rows, columns]
-        self.first = self.x @ position.T + self.shift[rows]  # (r, m, w)
-        self.first_curve = value, slope, bend, _ = self.curve.derivatives(self.first)
+        first = self.x @ position.T + self.shift[rows]  # (r, m, w)
+        self.first_curve = value, slope, bend, _ = self.curve.derivatives(first)
         out = value.new_empty((JET, *value.shape))
         out[0] = value
         torch.mul(slope, position.T[:, None, None], out=out[1:4])
         torch.mul(bend, self.steepness, out=out[4])
-        self.inner: list[tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]] = []
+        self.inner: list[tuple[Tensor, Tensor, Curves, Tensor]] = []
         for weight, bias in self.layers:
             below = out
             h = below @ self.weights[weight].T
             h[0] += self.weights[bias]
-            curves = value, slope, bend, _ = self.curve.derivatives(h[0])
-            square = h[1:4].square().sum(0)
-            out = torch.empty_like(h)
-            out[0] = value
-            torch.mul(h[1:], slope, out=out[1:])
-            out[4].addcmul_(bend, square)
+            curves, square = self.curve.derivatives(h[0]), h[1:4].square().sum(0)
+            out = activated(h, curves, square)
             self.inner.append((below, h, curves, square))
         self.top = out
         jet = out @ self.weights[-2].T
@@ -169,13 +165,10 @@ class _Sweep:
         self._add(len(self.weights) - 2, grad, self.top)
         self.grads[-1] += grad[0].sum((0, 1))
         grad = grad @ self.weights[-2]
-        for (weight, bias), (below, h, (_, slope, bend, third), square) in zip(
+        for (weight, bias), (below, h, curves, square) in zip(
             reversed(self.layers), reversed(self.inner), strict=True
         ):
-            through = grad * slope
-            through[0].addcmul_(bend, (grad[1:] * h[1:]).sum(0))
-            through[0].addcmul_(grad[4] * third, square)
-            through[1:4].addcmul_(2 * grad[4] * bend, h[1:4])
+            through = activated_backward(grad, h, curves, square)
             self._add(weight, through, below)
             self.grads[bias] += through[0].sum((0, 1))
             grad = through @ self.weights[weight]

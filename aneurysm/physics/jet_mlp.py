@@ -41,34 +41,53 @@ class Sine:
         return s, c, -s, -c
 
 
-class _JetActivation(torch.autograd.Function):
-    """s(jet + shift) with the chain rule to second order; keeps only its input for the backward pass.
+Curves = tuple[Tensor, Tensor, Tensor, Tensor]  # an activation and its first three derivatives at the values
 
-    v' = s(h), d_j' = s'(h) d_j, L' = s'(h) L + s''(h) sum_j d_j^2, with h = v + shift: a bias or the
-    latent's contribution moves the value and leaves the derivatives alone.
+
+def activated(jet: Tensor, curves: Curves, square: Tensor) -> Tensor:
+    """The chain rule to second order: v' = s(h), d_j' = s'(h) d_j, L' = s'(h) L + s''(h) sum_j d_j^2.
+
+    Args:
+        jet: (5, ...) before the activation; its value is not looked at, `curves` are taken at h already.
+        square: sum_j d_j^2 of the jet.
+    """
+    value, first, second, _ = curves
+    out = torch.empty_like(jet)
+    out[0] = value
+    torch.mul(jet[1:], first, out=out[1:])
+    out[4].addcmul_(second, square)
+    return out
+
+
+def activated_backward(grad: Tensor, jet: Tensor, curves: Curves, square: Tensor) -> Tensor:
+    """Gradient (5, ...) with respect to the jet, from that of what `activated` made of it."""
+    _, first, second, third = curves
+    out = grad * first
+    out[0].addcmul_(second, (grad[1:] * jet[1:]).sum(0))
+    out[0].addcmul_(grad[4] * third, square)
+    out[1:4].addcmul_(2 * grad[4] * second, jet[1:4])
+    return out
+
+
+class _JetActivation(torch.autograd.Function):
+    """`activated` at h = v + shift; keeps only its input for the backward pass.
+
+    A bias or the latent's contribution moves the value and leaves the derivatives alone.
     """
 
     @staticmethod
     def forward(ctx, jet: Tensor, shift: Tensor, curve: Curve) -> Tensor:
         ctx.save_for_backward(jet, shift)
         ctx.curve = curve
-        value, first, second, _ = curve.derivatives(jet[0] + shift)
-        out = torch.empty_like(jet)
-        out[0] = value
-        torch.mul(jet[1:], first, out=out[1:])
-        out[4].addcmul_(second, jet[1:4].square().sum(0))
-        return out
+        return activated(jet, curve.derivatives(jet[0] + shift), jet[1:4].square().sum(0))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         jet, shift = ctx.saved_tensors
-        _, first, second, third = ctx.curve.derivatives(jet[0] + shift)
-        out = grad * first
-        out[0].addcmul_(second, (grad[1:] * jet[1:]).sum(0))
-        out[0].addcmul_(grad[4] * third, jet[1:4].square().sum(0))
-        out[1:4].addcmul_(2 * grad[4] * second, jet[1:4])
+        curves = ctx.curve.derivatives(jet[0] + shift)
+        out = activated_backward(grad, jet, curves, jet[1:4].square().sum(0))
         return out, out[0].sum_to_size(shift.shape), None
 
 

@@ -42,15 +42,15 @@ def smooth_noise(shape: tuple[int, ...], cell: tuple[float, ...], rng: np.random
 
 
 def head_tissue(
-    lumen: np.ndarray, spacing: np.ndarray, head: HeadGeometry, rng: np.random.Generator
+    sheath: np.ndarray, spacing: np.ndarray, head: HeadGeometry, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Volume fractions of the tissues around the arteries, each (d, h, w) float32 in 0..1, with sum 1.
 
     Args:
-        lumen: (d, h, w) float32 volume fraction of arterial lumen; fluid surrounds it.
+        sheath: (d, h, w) float32 as from `vessel_sheath`; fluid fills it.
         spacing: (d, h, w) voxel size in mm.
     """
-    shape = lumen.shape
+    shape = sheath.shape
     z, y, x = (
         ((np.arange(n, dtype=np.float32) - float(c)) * float(s / head.scale)).reshape(
             [-1 if a == axis else 1 for a in range(3)]
@@ -93,7 +93,6 @@ def head_tissue(
 
     # Vessels run in fluid, also where they would have met bone or brain. Their wall and the mucosa part them
     # from air: a dark lumen in a dark sinus would be seen by nobody.
-    sheath = vessel_sheath(lumen, spacing)
     fluid = np.maximum(fluid, sheath)
     bone = bone * (1 - sheath)
 

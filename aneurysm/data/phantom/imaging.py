@@ -64,7 +64,8 @@ def simulate_image(
     size = np.asarray(spacing, np.float64)
     head = head or HeadGeometry(centre=tuple((n - 1) / 2 for n in lumen.shape))
     look = CONTRAST[modality]
-    tissue = head_tissue(lumen, size, head, rng)
+    sheath = vessel_sheath(lumen, size)
+    tissue = head_tissue(sheath, size, head, rng)
     artery = rng.uniform(*look.artery)
     vein = look.grey + rng.uniform(*look.vein) * (artery - look.grey)
 
@@ -78,7 +79,7 @@ def simulate_image(
     image += tissue["bone"] * blotches * np.float32(0.3 * look.bone)  # marrow beside compact bone
     if modality in ("T1", "T2"):  # fat is bright in both; it lies in pads and planes, not in crumbs
         pads = smooth_noise(lumen.shape, tuple(7 / size), rng)
-        pads = np.clip(2 * pads, 0, 1) * (1 - vessel_sheath(lumen, size))
+        pads = np.clip(2 * pads, 0, 1) * (1 - sheath)
         image += tissue["soft"] * pads * np.float32(90)
     blood = _blood(lumen, modality, artery, size, head, rng)
     image = image * (1 - lumen) + blood * lumen
