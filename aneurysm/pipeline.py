@@ -40,7 +40,7 @@ from aneurysm.data.tables import EXPERT
 from aneurysm.stages import expert as expert_stage
 from aneurysm.stages import smart_net, stacker, vessel
 from aneurysm.stages.coarse import coarse_net
-from aneurysm.stages.findings import CropSettings, list_findings
+from aneurysm.stages.findings import CropSettings, list_findings, with_foreign_flow
 from aneurysm.stages.roi import WHOLE, Roi, find_roi
 from aneurysm.stages.volumes import mean_volume
 from aneurysm.vessels.fusion import Fusion
@@ -196,6 +196,9 @@ class Detector:
             flow=build(self.cfg.physics) is not None,
             graph=self.cfg.expert.graph_evidence,
         )
+        head: Any = self.expert[0].physics
+        if head is not None and head.foreign_flow:
+            found = with_foreign_flow(found, int(self.cfg.expert.seed))
         judged = [
             expert_stage.judge(net, found, crop, k, int(self.cfg.seed)) for k, net in enumerate(self.expert)
         ]

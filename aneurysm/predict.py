@@ -26,6 +26,7 @@ from aneurysm.data.scan import Scan
 from aneurysm.data.tables import EXPERT, LOCATION_KEYS
 from aneurysm.pipeline import Detection, Detector
 from aneurysm.report.scan_page import ScanLine, ScanReport, write_overview_page, write_scan_page
+from aneurysm.stages.expert import FLOW_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +294,7 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
                 "probability": float(row["p"]),
                 "order_parameter": _finite(row["order_parameter"]),
                 "physics_residual": _finite(row["physics_residual"]),
-                "flow_coherence": _finite(row["flow_coherence"]),
+                "flow": {name: _finite(row[name]) for name in ("has_flow", "flow_driven", *FLOW_COLUMNS)},
                 "smart_net_score": float(row["score"]),
                 "volume_mm3": float(row["volume_mm3"]),
             }
@@ -317,6 +318,7 @@ def _plain_report(detection: Detection, detector: Detector) -> dict:
         "vessel_mask_repairs": detection.mended.row(),
         "units": {
             "physics_residual": "log10 of the dimensionless Navier-Stokes residual",
+            "flow_wall_shear_pa": "Pa, of a steady flow with the mean speed that Murray's law expects",
             "order_parameter": "0..1",
         },
         "model": _model(detector),

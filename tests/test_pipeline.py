@@ -20,6 +20,7 @@ from aneurysm.data.errors import UserError
 from aneurysm.data.labels import LABEL_COLUMNS
 from aneurysm.experiment import open_experiment
 from aneurysm.predict import predict
+from aneurysm.flow import main as physics_worth
 from aneurysm.sensitivity.__main__ import main as sensitivity
 from aneurysm.sensitivity.errors import GRADES
 from aneurysm.train import train
@@ -104,6 +105,15 @@ def test_the_cost_of_mask_errors_of_a_finished_experiment(outputs, tmp_path, cap
     assert (tmp_path / "sensitivity.png").is_file() and (tmp_path / "sensitivity.md").is_file()
 
 
+def test_the_worth_of_the_physics_head_of_a_finished_experiment(outputs, capsys):
+    assert physics_worth([str(outputs / "smoke")]) == 0
+    assert "navier_stokes" in capsys.readouterr().out
+    features = pd.read_csv(outputs / "smoke" / "flow" / "features.csv").set_index("feature")
+    assert features.auc.between(0, 1).all() and "flow_wall_shear_pa" in features.index
+    assert physics_worth([str(outputs / "nothing")]) == 2
+    assert "experiment=study_physics" in capsys.readouterr().err
+
+
 def test_the_same_command_again_skips_everything(outputs):
     before = {p: p.stat().st_mtime_ns for p in (outputs / "smoke").glob("*/*/fold_*/done.json")}
     assert len(before) == 12
@@ -116,7 +126,9 @@ def test_the_same_command_again_skips_everything(outputs):
     [
         ("expert", "oscillator=none", lambda t: t.order_parameter.isna().all()),
         ("expert", "oscillator_dim=8", lambda t: t.order_parameter.between(0, 1).all()),
-        ("expert", "physics=none", lambda t: t.physics_residual.isna().all()),
+        ("expert", "physics=none", lambda t: t.physics_residual.isna().all() and not t.has_flow.any()),
+        ("expert", "physics=placebo", lambda t: t.physics_residual.notna().any()),
+        ("expert", "physics.refine_steps=2", lambda t: t.flow_wall_shear_pa.notna().any()),
         ("expert", "balance=fixed", None),
         ("expert", "fusion=early", None),
         ("vessel", "loss=dice_ce", None),

@@ -159,9 +159,32 @@ EXPERT = Table(
         **{f"{key}_logit": "float32" for key in LOCATION_KEYS},
         "order_parameter": "float32",  # Kuramoto order parameter in 0..1, NaN without oscillators
         "physics_residual": "float32",  # log10 of the dimensionless Navier-Stokes residual, NaN without flow
-        "flow_coherence": "float32",  # mean alignment of flow with the vessel, NaN without flow
+        "has_flow": "float32",  # 1, or 0 where there is no vessel that blood could flow through
+        "flow_driven": "float32",  # 1 by what flows in and out of the crop, 0 by a normalised flux
+        "flow_coherence": "float32",  # mean alignment of flow with the vessel; NaN without flow, as the rest
+        "flow_nematic_order": "float32",  # 1 when all flow is along one axis, 0 when it has none
+        "flow_backflow": "float32",  # share of the lumen with flow against the vessel's direction
+        "flow_slow": "float32",  # share of the lumen slower than a tenth of the parent vessel's mean speed
+        "flow_energy": "float32",  # kinetic energy over that of Poiseuille's flow in the parent vessel
+        "flow_wall_shear_pa": "float32",  # mean wall shear stress, Pa
+        "flow_low_shear": "float32",  # share of the wall under less than 0.4 Pa
+        "flow_flux_error": "float32",  # of the cross-sections, in the parent's flux: tells quality
         "volume_mm3": "float32",  # of the predicted sac
     },
+    defaults=dict.fromkeys(
+        (  # tables of former versions lack them
+            "has_flow",
+            "flow_driven",
+            "flow_nematic_order",
+            "flow_backflow",
+            "flow_slow",
+            "flow_energy",
+            "flow_wall_shear_pa",
+            "flow_low_shear",
+            "flow_flux_error",
+        ),
+        float("nan"),
+    ),
 )
 
 # One row per series, from the stacker: the 14 probabilities in submission order.

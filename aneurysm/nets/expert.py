@@ -40,11 +40,12 @@ class Movable(Protocol):
 class FlowReading(Protocol):
     """What a physics head says about a batch of candidates."""
 
-    loss: Tensor  # (b,)
+    total: Tensor  # scalar with gradient: sum over valid rows of log(1 + loss)
+    loss: Tensor  # (b,) detached
     residual_log10: Tensor  # (b,)
-    coherence: Tensor  # (b,)
     features: Tensor  # (b, feature_count)
     valid: Tensor  # (b,) bool
+    driven: Tensor  # (b,) bool: by what flows in and out, see `physics.caps`
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ class PhysicsWeights:
     continuity: float
     flux: float
     momentum: float
+    slip: float  # where the wall is soft
     reynolds_cap: float  # the Reynolds number in the equations is min(vessel's own, cap)
 
 
@@ -32,6 +33,7 @@ class Curriculum:
     continuity_weight: float = 1.0
     flux_weight: float = 1.0
     momentum_weight: float = 1.0
+    slip_weight: float = 1.0  # as boundary and flux: in full from the start
 
     def __post_init__(self) -> None:
         for name in ("momentum_start", "momentum_ramp", "reynolds_ramp"):
@@ -42,7 +44,7 @@ class Curriculum:
                 "The Reynolds cap must grow from a positive start, got "
                 f"reynolds_start={self.reynolds_start}, reynolds_end={self.reynolds_end}."
             )
-        if min(self.continuity_weight, self.flux_weight, self.momentum_weight) < 0:
+        if min(self.continuity_weight, self.flux_weight, self.momentum_weight, self.slip_weight) < 0:
             raise ValueError(
                 "Physics weights must not be negative: a negative weight rewards broken physics."
             )
@@ -57,6 +59,7 @@ class Curriculum:
             continuity=self.continuity_weight,
             flux=self.flux_weight,
             momentum=self.momentum_weight * momentum,
+            slip=self.slip_weight,
             reynolds_cap=cap,
         )
 

@@ -4,6 +4,9 @@ A physics loss is a sum over points. So every chunk of them can go through the n
 backwards; only the gradients of the parameters are kept. Autograd keeps every layer of every point until the
 end instead. Forward-Laplacian propagation by the formulas of `jet_mlp`, with the first layer, whose
 derivatives are its matrix, done apart.
+
+The latent codes do not come in here: the sweep starts from the layers that they pick out for every candidate
+and returns the gradients of those, which ordinary autograd carries on to codes and parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aneurysm.physics.jet_mlp import JET, Curve, Curves, JetMLP, activated, activated_backward
+from aneurysm.physics.jet_mlp import Curve, Curves, JetMLP, Layer, activated, activated_backward
+from aneurysm.physics.jets import JET
 
 CHUNK = 512  # points; between 128 and 1024 times are alike
 Terms = Callable[..., Tensor]
@@ -51,21 +55,11 @@ def fused_sum(
     if chunk < 1:
         raise ValueError(f"A chunk has at least one point, got {chunk}.")
     plan = list(_chunks(points.shape[0], points.shape[1], chunk, whole_rows))
-    total = _FusedSum.apply(network, terms, points, plan, len(extras), latent, *extras, *_parameters(network))
+    tensors = [*extras, *(part for layer in network.layers(latent) for part in layer)]
+    wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    total = _FusedSum.apply(network.curve, terms, points, plan, wanted, len(extras), *tensors)
     assert isinstance(total, Tensor)
     return total
-
-
-def _parameters(network: JetMLP) -> list[Tensor]:
-    hidden: list[Tensor] = [p for layer in network.hidden for p in (layer.weight, layer.bias)]  # type: ignore
-    return [
-        network.position.weight,
-        network.position.bias,
-        network.latent.weight,
-        *hidden,
-        network.readout.weight,
-        network.readout.bias,
-    ]
 
 
 def _chunks(rows: int, columns: int, chunk: int, whole_rows: bool) -> Iterator[tuple[slice, slice]]:
@@ -80,17 +74,16 @@ class _FusedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        network: JetMLP,
+        curve: Curve,
         terms: Terms,
         points: Tensor,
         plan: list[tuple[slice, slice]],
+        wanted: bool,
         extra_count: int,
-        latent: Tensor,
-        *tensors: Tensor,
+        *tensors: Any,  # extras, then (matrix, gain or None, shift) of every layer
     ) -> Tensor:
-        extras, weights = tensors[:extra_count], tensors[extra_count:]
-        wanted = any(ctx.needs_input_grad)
-        sweep = _Sweep(network.curve, points, latent, list(weights))
+        extras, parts = tensors[:extra_count], tensors[extra_count:]
+        sweep = _Sweep(curve, points, [Layer(*parts[i : i + 3]) for i in range(0, len(parts), 3)])
         leaves = [extra.detach().requires_grad_(wanted) for extra in extras]
         outer = [torch.zeros_like(extra) for extra in extras]
         total = points.new_zeros(())
@@ -111,86 +104,76 @@ class _FusedSum(torch.autograd.Function):
                     sum_ += grad
             if grads[0] is not None:
                 sweep.backwards(grads[0], rows)
-        ctx.grads = [sweep.latent_grad(), *outer, *sweep.weight_grads()] if wanted else []
+        ctx.grads = [*outer, *(grad for layer in sweep.grads for grad in layer)]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grads
-        return (None,) * 5 + tuple(grad * scale for grad in ctx.grads)
+        return (None,) * 6 + tuple(None if grad is None else grad * scale for grad in ctx.grads)
 
 
 class _Sweep:
-    """One chunk at a time through the layers and back; gradients add up.
+    """One chunk at a time through the layers and back; gradients add up in `grads`, shaped as the layers.
 
     Notation as in `jet_mlp`: channels (value, d1, d2, d3, L); r candidates, m points, w units.
     """
 
-    def __init__(self, curve: Curve, points: Tensor, latent: Tensor, weights: list[Tensor]) -> None:
-        self.curve, self.points, self.latent = curve, points, latent
-        self.weights = weights  # position W, b; latent W; hidden W, b ...; readout W, b
-        self.grads = [torch.zeros_like(weight) for weight in weights]
-        position, bias, code = weights[:3]
-        self.shift = (latent @ code.T + bias)[:, None]  # (b, 1, w)
-        self.shift_grad = torch.zeros_like(self.shift)
-        self.steepness = position.square().sum(1)  # |grad h|^2 of the first layer, (w,)
-        self.layers = [(3 + 2 * i, 4 + 2 * i) for i in range((len(weights) - 5) // 2)]
+    def __init__(self, curve: Curve, points: Tensor, layers: list[Layer]) -> None:
+        self.curve, self.points, self.layers = curve, points, layers
+        self.grads = [Layer._make(p if p is None else torch.zeros_like(p) for p in layer) for layer in layers]
+        self.steepness = layers[0].matrix.square().sum(-1)[:, None]  # first layer's |grad h|^2, (b, 1, w)
 
     def forwards(self, rows: slice, columns: slice) -> Tensor:
         """Jets (5, r, m, outputs) at a chunk of points; what the way back needs is kept."""
-        position = self.weights[0]
-        self.x = self.points[rows, columns]
-        first = self.x @ position.T + self.shift[rows]  # (r, m, w)
+        matrix, _, shift = self.layers[0]
+        matrix, self.x = matrix[rows], self.points[rows, columns]
+        first = self.x @ matrix.mT + shift[rows]  # (r, m, w)
         self.first_curve = value, slope, bend, _ = self.curve.derivatives(first)
         out = value.new_empty((JET, *value.shape))
         out[0] = value
-        torch.mul(slope, position.T[:, None, None], out=out[1:4])
-        torch.mul(bend, self.steepness, out=out[4])
-        self.inner: list[tuple[Tensor, Tensor, Curves, Tensor]] = []
-        for weight, bias in self.layers:
+        torch.mul(slope, matrix.movedim(-1, 0)[:, :, None], out=out[1:4])
+        torch.mul(bend, self.steepness[rows], out=out[4])
+        self.inner: list[tuple[Tensor, Tensor, Tensor, Curves, Tensor]] = []
+        for layer in self.layers[1:-1]:
             below = out
-            h = below @ self.weights[weight].T
-            h[0] += self.weights[bias]
+            raw, h = _affine(layer, below, rows)
             curves, square = self.curve.derivatives(h[0]), h[1:4].square().sum(0)
             out = activated(h, curves, square)
-            self.inner.append((below, h, curves, square))
-        self.top = out
-        jet = out @ self.weights[-2].T
-        jet[0] += self.weights[-1]
+            self.inner.append((below, raw, h, curves, square))
+        raw, jet = _affine(self.layers[-1], out, rows)
+        self.top = out, raw
         return jet
 
     def backwards(self, grad: Tensor, rows: slice) -> None:
         """Add the gradients of the chunk that went forwards last, from that of its jets."""
-        self._add(len(self.weights) - 2, grad, self.top)
-        self.grads[-1] += grad[0].sum((0, 1))
-        grad = grad @ self.weights[-2]
-        for (weight, bias), (below, h, curves, square) in zip(
-            reversed(self.layers), reversed(self.inner), strict=True
-        ):
+        grad = self._affine_backwards(len(self.inner) + 1, grad, *self.top, rows)
+        for i, (below, raw, h, curves, square) in reversed(list(enumerate(self.inner, start=1))):
             through = activated_backward(grad, h, curves, square)
-            self._add(weight, through, below)
-            self.grads[bias] += through[0].sum((0, 1))
-            grad = through @ self.weights[weight]
-        position = self.weights[0]
+            grad = self._affine_backwards(i, through, below, raw, rows)
+        matrix = self.layers[0].matrix[rows]
         _, slope, bend, third = self.first_curve
-        value = grad[0] * slope + grad[4] * third * self.steepness
-        value.addcmul_(bend, torch.einsum("jrmw,wj->rmw", grad[1:4], position))
-        tilt = (grad[1:4] * slope).sum((1, 2)).T  # (w, 3)
-        tilt += 2 * (grad[4] * bend).sum((0, 1))[:, None] * position
-        self.grads[0] += tilt + value.flatten(0, 1).T @ self.x.flatten(0, 1)
-        self.shift_grad[rows] += value.sum(1, keepdim=True)
+        value = grad[0] * slope + grad[4] * third * self.steepness[rows]
+        value.addcmul_(bend, torch.einsum("jrmw,rwj->rmw", grad[1:4], matrix))
+        tilt = (grad[1:4] * slope).sum(2).movedim(0, -1)  # (r, w, 3)
+        tilt = tilt + 2 * (grad[4] * bend).sum(1)[..., None] * matrix
+        self.grads[0].matrix[rows] += tilt + value.mT @ self.x
+        self.grads[0].shift[rows] += value.sum(1, keepdim=True)
 
-    def latent_grad(self) -> Tensor:
-        """Of the latent codes, (b, z)."""
-        return self.shift_grad[:, 0] @ self.weights[2]
+    def _affine_backwards(self, index: int, grad: Tensor, below: Tensor, raw: Tensor, rows: slice) -> Tensor:
+        layer, grads = self.layers[index], self.grads[index]
+        grads.shift[rows] += grad[0].sum(1, keepdim=True)
+        if layer.gain is not None and grads.gain is not None:
+            grads.gain[rows] += (grad * raw).sum(0).sum(1, keepdim=True)  # at once it is three times slower
+            grad *= layer.gain[rows]
+        grads.matrix.addmm_(grad.flatten(0, -2).T, below.flatten(0, -2))
+        return grad @ layer.matrix
 
-    def weight_grads(self) -> list[Tensor]:
-        """Of all weights, once all chunks have been through."""
-        shift = self.shift_grad[:, 0]
-        self.grads[1] = shift.sum(0)
-        self.grads[2] = shift.T @ self.latent
-        return self.grads
 
-    def _add(self, weight: int, grad: Tensor, below: Tensor) -> None:
-        self.grads[weight].addmm_(grad.flatten(0, -2).T, below.flatten(0, -2))
+def _affine(layer: Layer, below: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """W h, which only a gain's gradient needs, and gain * (W h) + shift; without a gain they share memory."""
+    raw = below @ layer.matrix.T
+    h = raw if layer.gain is None else raw * layer.gain[rows]
+    h[0] += layer.shift[rows]
+    return raw, h

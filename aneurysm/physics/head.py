@@ -1,7 +1,8 @@
 """The physics head: can blood flow through the vessel that a latent code describes, and how."""
 
+import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,41 +10,45 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from aneurysm.global_batch import rand_rows, world
-from aneurysm.physics.collocation import R3Population, hard_point_mean
 from aneurysm.physics.curriculum import Curriculum
-from aneurysm.physics.flow_field import Flow, FlowField
+from aneurysm.physics.features import FEATURES, flow_features
+from aneurysm.physics.fit import FitSettings, fit_flow
+from aneurysm.physics.flow_field import FlowField
 from aneurysm.physics.flow_points import FlowPoints
 from aneurysm.physics.jet_mlp import Curve, JetMLP
-from aneurysm.physics.navier_stokes import (
-    BLOOD_DENSITY,
-    BLOOD_VISCOSITY,
-    WALL_SHEAR,
-    navier_stokes_residual,
-    reynolds_number,
-)
+from aneurysm.physics.loss import FlowLoss, flow_loss
+from aneurysm.physics.memory import HardPoints
+from aneurysm.physics.navier_stokes import BLOOD_DENSITY, BLOOD_VISCOSITY, WALL_SHEAR, reynolds_number
 
-SLOW = 0.1  # of the parent vessel's mean speed
-POISEUILLE_ENERGY = 4 / 3  # mean |u|^2 of the parabolic profile with mean speed 1
+COLLOCATION = ("uniform", "hard", "r3")
+REFINE_LR = 3e-3
 
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOutput:
     """What the head says about a batch; rows that are not valid hold zeros and must be masked by `valid`."""
 
-    loss: Float[Tensor, "b"]  # dimensionless, with gradient
+    total: Float[Tensor, ""]  # sum over valid rows of log(1 + loss), with gradient
+    loss: Float[Tensor, "b"]  # dimensionless, detached
     residual_log10: Float[Tensor, "b"]  # of the mean squared residual over uniform points, detached
-    coherence: Float[Tensor, "b"]  # mean cosine between flow and vessel, -1..1, detached
     features: Float[Tensor, "b f"]  # PhysicsHead.FEATURES, detached
     valid: Bool[Tensor, "b"]
+    driven: Bool[Tensor, "b"]  # by caps; else by a normalised flux, which says less of side branches
+
+    @property
+    def coherence(self) -> Float[Tensor, "b"]:
+        """Mean cosine between flow and vessel, -1..1."""
+        return self.features[:, FEATURES.index("coherence")]
 
 
 class PhysicsHead(nn.Module):
     """Scores how well a flow network, steered by the candidate's latent code, obeys Navier-Stokes.
 
-    Dimensionless per candidate: w_c mean (div u)^2 + w_m mean |momentum|^2 + w_Q mean (Q_s / pi - 1)^2.
-    A sac slows and turns the flow: the coherence with the parent vessel falls from 1 in tubes to 0.7 in sacs,
-    while the residual itself follows curvature more than disease. The network runs in double precision; the
-    latent is normalised per row on entry.
+    Dimensionless per candidate: w_c mean (div u)^2 + w_m mean |momentum|^2 + w_Q flux error + w_s slip.
+    Residuals range over decades; the logarithm of 1 + loss is what is summed, so that one badly conditioned
+    vessel does not drown the others. A sac slows and turns the flow: the coherence with the parent vessel
+    falls from 1 in tubes to 0.7 in sacs, while the residual itself follows curvature more than disease. The
+    network runs in double precision; the latent is normalised per row on entry.
 
     The gradient that reaches a row of the latent is clipped to `max_latent_gradient` in norm: a stiff flow
     problem must not drown the classifier. 0 turns the physics into an observer.
@@ -54,26 +59,26 @@ class PhysicsHead(nn.Module):
         points: collocation points used per candidate and step, out of those sampled: a random choice in
             training, the first ones in evaluation.
         activation: of the flow network; tanh when None.
+        conditioning: how the latent steers the flow network, see `JetMLP`: shift, film or hypernetwork.
+        wall: "hard", no slip by construction, or "soft", no slip by a penalty.
         curriculum: weights over training; the default schedule when None.
         dtype: "float64" or "float32".
         rho: density in kg/m^3.
         mu: viscosity in Pa s.
         wall_shear_pa: wall shear stress in Pa that sets the speed in the parent vessel (Murray).
-        retain_fraction: hardest points that R3 emphasises in training.
-        retain_share: share of the loss they carry, 0..1; 0 is uniform sampling.
+        collocation: how training chooses its points: "uniform"; "hard", uniform with more weight on the
+            hardest of them; "r3", the hardest ones of a candidate are kept until they are `every` steps old.
+        retain_fraction: of the points, those that count as the hardest.
+        retain_share: share of the loss that they carry with "hard", 0..1.
+        every: steps between two choices of kept points with "r3".
+        near_wall_share, near_candidate_share: of the points, drawn near the wall, and near the candidate.
         max_latent_gradient: bound of the gradient norm per latent row.
+        refine_steps: at inference, steps of a fit of its own to every candidate, so that what is reported is
+            what this vessel allows; 0 reports what the trained network says. See `refine`.
     """
 
-    FEATURES: ClassVar[tuple[str, ...]] = (
-        "log10_continuity",  # mean squared divergence, (U/R)^2
-        "log10_momentum",  # mean squared momentum residual, (U^2/R)^2
-        "coherence",  # mean cosine between flow and vessel direction
-        "nematic_order",  # 1.5 (largest eigenvalue of <uu> - 1/3): 1 when all flow is on one axis
-        "backflow_fraction",  # of points with flow against the vessel direction
-        "slow_fraction",  # of points slower than a tenth of the mean speed
-        "kinetic_energy_ratio",  # to a parabolic profile of the same flux
-        "flux_error",  # root mean square relative flux deviation over sections
-    )
+    FEATURES: ClassVar[tuple[str, ...]] = FEATURES
+    foreign_flow: ClassVar[bool] = False  # whether every candidate is to be shown another one's vessel
 
     def __init__(
         self,
@@ -82,14 +87,21 @@ class PhysicsHead(nn.Module):
         depth: int = 3,
         points: int = 128,
         activation: Curve | None = None,
+        conditioning: str = "shift",
+        wall: str = "hard",
         curriculum: Curriculum | None = None,
         dtype: str = "float64",
         rho: float = BLOOD_DENSITY,
         mu: float = BLOOD_VISCOSITY,
         wall_shear_pa: float = WALL_SHEAR,
+        collocation: str = "hard",
         retain_fraction: float = 0.2,
         retain_share: float = 0.3,
+        every: int = 100,
+        near_wall_share: float = 0.0,
+        near_candidate_share: float = 0.0,
         max_latent_gradient: float = 0.1,
+        refine_steps: int = 0,
     ):
         super().__init__()
         if latent_dim < 2:
@@ -107,14 +119,31 @@ class PhysicsHead(nn.Module):
                 "retain_fraction lies in (0, 1] and retain_share in [0, 1], "
                 f"got {retain_fraction} and {retain_share}."
             )
+        if collocation not in COLLOCATION:
+            raise ValueError(f"collocation is one of {', '.join(COLLOCATION)}, got {collocation!r}.")
+        shares = (near_wall_share, near_candidate_share)
+        if min(shares) < 0 or sum(shares) + (retain_fraction if collocation == "r3" else 0) >= 1:
+            raise ValueError(
+                "The shares of points near the wall, near the candidate and kept must leave some to the "
+                f"whole lumen, got {shares} and retain_fraction={retain_fraction}."
+            )
+        if refine_steps < 0:
+            raise ValueError(f"refine_steps counts steps, at least 0, got {refine_steps}.")
         self.latent_dim = latent_dim
-        self.points = points
+        self.points, self.collocation, self.quota_shares = points, collocation, shares
+        self.refine_steps = refine_steps
+        self.hard_points = HardPoints(min(retain_fraction, 0.99), every) if collocation == "r3" else None
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.steps: Tensor
         self.curriculum = curriculum or Curriculum()
         self.rho, self.mu, self.wall_shear_pa = rho, mu, wall_shear_pa
         self.retain_fraction, self.retain_share = retain_fraction, retain_share
         self.max_latent_gradient = max_latent_gradient
         self.normalise = nn.LayerNorm(latent_dim, elementwise_affine=False)
-        self.field = FlowField(JetMLP(latent_dim, width, depth, activation=activation, dtype=dtype))
+        network = JetMLP(
+            latent_dim, width, depth, activation=activation, dtype=dtype, conditioning=conditioning
+        )
+        self.field = FlowField(network, wall)
 
     @property
     def feature_count(self) -> int:
@@ -126,7 +155,6 @@ class PhysicsHead(nn.Module):
         latent: Float[Tensor, "b z"],
         flow: FlowPoints,
         progress: float = 1.0,
-        population: R3Population | None = None,
     ) -> PhysicsOutput:
         """Physics of every candidate; invalid ones cost nothing and get zeros.
 
@@ -134,8 +162,6 @@ class PhysicsHead(nn.Module):
             latent: latent codes, any floating-point type.
             flow: from `collate_flow`, on the latent's device.
             progress: fraction of training done, 0 to 1, for the curriculum.
-            population: collocation points that persist between calls, for repeated fits of one batch whose
-                rows are all valid; updated in place.
 
         Raises:
             ValueError: the latent's shape does not fit the head or the flow.
@@ -149,63 +175,141 @@ class PhysicsHead(nn.Module):
         rows = flow.valid.nonzero()[:, 0]
         network = self.field.network
         # Touching every parameter keeps a batch without flow differentiable and distributed training in step.
-        nothing = sum((0.0 * p.sum() for p in network.parameters()), latent.new_zeros(batch))
+        nothing = sum((0.0 * p.sum() for p in network.parameters()), latent.new_zeros(()))
         if len(rows) == 0:
             empty = latent.new_zeros(batch, dtype=torch.float32)
             features = empty[:, None].expand(-1, self.feature_count).clone()
-            return PhysicsOutput(nothing.float(), empty, empty, features, flow.valid)
+            return PhysicsOutput(nothing.float(), empty, empty, features, flow.valid, flow.driven)
 
         with torch.autocast(latent.device.type, enabled=False):  # half precision has no second derivatives
             # What comes back here is the gradient times the number of processes, see `global_batch`.
             code = _BoundedGradient.apply(latent[rows], self.max_latent_gradient * world())
             code = self.normalise(code.to(network.dtype))
-            chosen = self._choose(flow.points.shape[1], rows, batch, population)
+            chosen, uniform = self._choose(flow.rows(rows), rows, batch)
             points = flow.rows(rows).cast(network.dtype).at(chosen)
             weights = self.curriculum.at(progress)
-            reynolds = reynolds_number(points.radius_mm, self.rho, self.mu, self.wall_shear_pa)
-            state = self.field(code, points)
-            continuity, momentum = navier_stokes_residual(
-                state.velocity, state.pressure, reynolds.clamp(max=weights.reynolds_cap)
+            reynolds = self.reynolds(points.radius_mm).clamp(max=weights.reynolds_cap)
+            result = flow_loss(
+                self.field,
+                code,
+                points,
+                weights,
+                reynolds,
+                hard_fraction=self.retain_fraction,
+                hard_share=self.retain_share if self.training and self.collocation == "hard" else 0.0,
+                squash=torch.log1p,
             )
-            mass, force = continuity.square(), momentum.square().sum(-1)  # (b, n)
-            weighted = weights.continuity * mass + weights.momentum * force
-            share = self.retain_share if self.training and population is None else 0.0
-            loss = hard_point_mean(weighted, self.retain_fraction, share) + weights.flux * state.flux_error()
-            uniform = population.retained if population is not None else 0
-            features = _features(state, points.tangent, mass, force, uniform)
-            residual = (mass + force)[:, uniform:].mean(1).detach().clamp(min=1e-30).log10()
-        if population is not None:
-            population.update(weighted)
+            features = self.measure(code, points, result, uniform)
+            residual = (result.mass + result.force)[:, uniform:].mean(1).clamp(min=1e-30).log10()
+        if self.training:
+            self.steps += 1
+            if self.hard_points is not None:
+                self.hard_points.update(points.key, chosen, result.weighted, int(self.steps))
 
         def scatter(values: Tensor) -> Tensor:
             full = values.new_zeros(batch, *values.shape[1:], dtype=torch.float32)
             return full.index_copy(0, rows, values.float())
 
-        features = scatter(features)
         return PhysicsOutput(
-            loss=scatter(loss) + nothing.float(),
+            total=(result.total + nothing).float(),
+            loss=scatter(result.rows),
             residual_log10=scatter(residual),
-            coherence=features[:, self.FEATURES.index("coherence")],
-            features=features,
+            features=scatter(features),
             valid=flow.valid,
+            driven=flow.driven,
         )
 
-    def _choose(
-        self, pool: int, rows: Int[Tensor, "k"], batch: int, population: R3Population | None
-    ) -> Tensor:
-        """Which of the sampled points to use, (k, points)."""
-        if population is not None:
-            held = population.indices.shape[0]
-            if held != len(rows) or population.pool != pool:
-                raise ValueError(
-                    f"The population holds {held} candidates with {population.pool} points but "
-                    f"the batch has {len(rows)} valid candidates with {pool}."
-                )
-            return population.indices.to(rows.device)
+    def reynolds(self, radius_mm: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Of vessels of these radii, with Murray's speed in the head's blood."""
+        return reynolds_number(radius_mm, self.rho, self.mu, self.wall_shear_pa)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        code: Float[Tensor, "b z"],
+        flow: FlowPoints,
+        result: FlowLoss,
+        uniform: int = 0,
+        field: FlowField | None = None,
+    ) -> Float[Tensor, "b f"]:
+        """FEATURES of flows whose loss has just been taken, over the points from column `uniform` on."""
+        # In units of mu U / R, which with Murray's speed is a quarter of the wall shear of a straight vessel.
+        shear = (field or self.field).wall_shear(code, flow, result.through.scale) * self.wall_shear_pa / 4
+        mass, force, velocity = (t[:, uniform:] for t in (result.mass, result.force, result.velocity))
+        return flow_features(velocity, flow.tangent[:, uniform:], mass, force, shear, result.through)
+
+    def refine(self, latent: Float[Tensor, "b z"], flow: FlowPoints) -> PhysicsOutput:
+        """Every candidate's own flow: a copy of the network, fitted to its vessel alone for `refine_steps`.
+
+        What is measured afterwards is measured on all of its points, which are uniform.
+        """
+        batch = latent.shape[0]
+        rows = flow.valid.nonzero()[:, 0]
+        residual = latent.new_zeros(batch, dtype=torch.float32)
+        loss, features = residual.clone(), residual[:, None].expand(-1, self.feature_count).clone()
+        dtype = self.field.network.dtype
+        with torch.inference_mode(False), torch.autocast(latent.device.type, enabled=False):
+            for row in rows.tolist():
+                field = copy.deepcopy(self.field)
+                field.requires_grad_(True)
+                code = self.normalise(latent[row : row + 1].detach().clone().to(dtype))
+                own = flow.rows(torch.tensor([row], device=latent.device)).cast(dtype)
+                own = own.map(lambda tensor: tensor.clone())  # no tensors of inference mode in a fit
+                reynolds = self.reynolds(own.radius_mm)
+                reynolds = reynolds.clamp(max=self.curriculum.reynolds_end)
+                with torch.enable_grad():
+                    fit_flow(field, code, own, reynolds, FitSettings(self.refine_steps, REFINE_LR))
+                with torch.no_grad():
+                    result = flow_loss(field, code, own, self.curriculum.at(1.0), reynolds)
+                features[row] = self.measure(code, own, result, field=field)[0].float()
+                residual[row] = (result.mass + result.force).mean().clamp(min=1e-30).log10().float()
+                loss[row] = result.rows[0].float()
+        nothing = latent.new_zeros((), dtype=torch.float32)
+        return PhysicsOutput(nothing, loss, residual, features, flow.valid, flow.driven)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The kept points, for checkpoints."""
+        return {} if self.hard_points is None else self.hard_points.state_dict()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with the kept points of a checkpoint."""
+        if self.hard_points is not None and state:
+            self.hard_points.load_state_dict(state)
+
+    def _choose(self, flow: FlowPoints, rows: Int[Tensor, "k"], batch: int) -> tuple[Tensor, int]:
+        """Which of the sampled points to use, (k, points), and from which column on they are uniform.
+
+        Every process draws for the whole batch and takes its rows, so that their number changes nothing.
+        """
+        pool, device = flow.tangent.shape[1], rows.device
         count = min(self.points, pool)
-        if self.training and count < pool:
-            return rand_rows(batch, pool, device=rows.device)[rows].topk(count, dim=1).indices
-        return torch.arange(count, device=rows.device).expand(len(rows), -1)
+        if not self.training:
+            return torch.arange(count, device=device).expand(len(rows), -1), 0
+
+        def draw(many: int, first: Tensor | None = None) -> Tensor:
+            """So many points without repetition, those of a mask before all others."""
+            order = rand_rows(batch, pool, device=device)[rows]
+            return (order if first is None else order + first).topk(many, dim=1).indices
+
+        parts = []
+        if self.hard_points is not None:
+            kept = draw(self.hard_points.count(count))
+            parts.append(self.hard_points.recall(flow.key, kept, pool))
+        for share, mask in zip(self.quota_shares, (flow.near_wall, flow.near_candidate), strict=True):
+            if many := round(share * count):
+                parts.append(draw(many, mask))
+        uniform = sum(part.shape[1] for part in parts)
+        if count < pool:
+            parts.append(draw(count - uniform))
+        else:
+            parts.append(torch.arange(count - uniform, device=device).expand(len(rows), -1))
+        return torch.cat(parts, dim=1), uniform
+
+
+class PlaceboHead(PhysicsHead):
+    """The same head, to be shown the vessels of other candidates: is it the physics that helps, or the size?"""
+
+    foreign_flow = True
 
 
 class _BoundedGradient(torch.autograd.Function):
@@ -222,26 +326,3 @@ class _BoundedGradient(torch.autograd.Function):
         (grad,) = grads
         norm = grad.norm(dim=1, keepdim=True)
         return grad * (ctx.bound / norm.clamp(min=1e-12)).clamp(max=1.0), None
-
-
-@torch.no_grad()
-def _features(state: Flow, tangent: Tensor, mass: Tensor, force: Tensor, uniform: int) -> Tensor:
-    """PhysicsHead.FEATURES per candidate, (b, f), over the uniformly drawn points only."""
-    velocity, tangent = state.velocity[0, :, uniform:], tangent[:, uniform:]  # (b, n, 3)
-    speed = velocity.norm(dim=-1)
-    direction = velocity / speed.clamp(min=1e-12)[..., None]
-    along = (direction * tangent).sum(-1)
-    spread = direction.mT @ direction / direction.shape[1]  # <uu>, (b, 3, 3)
-    return torch.stack(
-        (
-            mass[:, uniform:].mean(1).clamp(min=1e-30).log10(),
-            force[:, uniform:].mean(1).clamp(min=1e-30).log10(),
-            along.mean(1),
-            1.5 * (torch.linalg.eigvalsh(spread)[:, -1] - 1 / 3),
-            (along < 0).to(speed.dtype).mean(1),
-            (speed < SLOW).to(speed.dtype).mean(1),
-            speed.square().mean(1) / POISEUILLE_ENERGY,
-            state.flux_error().sqrt(),
-        ),
-        dim=1,
-    )

@@ -4,7 +4,8 @@ A network times this function cannot slip along the wall. A distance transform w
 on the centreline puts a spike into the Laplacian of every flow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,6 +13,28 @@ from scipy import ndimage
 
 CUT = 5.0  # in sigma: the Gaussian is dropped where it is below 4e-6 of its peak
 LEVELS = (0.2, 0.6)  # of the smoothed indicator; outside them the wall would follow noise and not the vessel
+
+
+@runtime_checkable
+class Wall(Protocol):
+    """A wall function phi: positive in the lumen, 0 on its wall; positions in mm in one set of axes."""
+
+    @property
+    def step_mm(self) -> float:
+        """Size of the smallest detail."""
+        ...
+
+    def jet(self, points_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 5"]:
+        """phi, its gradient per mm and its Laplacian per mm^2."""
+        ...
+
+    def interpolate(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+        """phi, as fast as can be."""
+        ...
+
+    def scatter(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count 3"]:
+        """Points uniform in a region that holds the lumen and some of what is beside it."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +97,21 @@ class Lumen:
             axis=1,
         )
         return jet / (1 - self.level)
+
+    @property
+    def step_mm(self) -> float:
+        """The coarsest side of a voxel."""
+        return float(self.spacing_mm.max())
+
+    def scatter(self, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count 3"]:
+        """Points uniform in the voxels that the lumen fills or its wall passes through."""
+        cut = ndimage.binary_dilation(self.inside, structure=np.ones((3, 3, 3)))
+        voxels = np.argwhere(cut)[rng.integers(int(cut.sum()), size=count)]
+        return self.first_mm + (voxels + rng.uniform(-0.5, 0.5, (count, 3))) * self.spacing_mm
+
+    def within(self, voxels: Bool[np.ndarray, "d h w"]) -> "Lumen":
+        """The same wall function; `scatter` looks only at these voxels and beside them."""
+        return replace(self, inside=self.inside & voxels)
 
     def interpolate(self, points_mm: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
         """phi to first order between voxel centres: for searching the wall, where speed counts."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import KDTree
 
-from aneurysm.physics.lumen import Lumen
+from aneurysm.physics.lumen import Wall
 
 RADIAL = 3  # Gauss points per ray
 REACH = 1.5  # in local radii: a ray that meets no wall by then has left through a side branch or a sac
@@ -25,6 +25,25 @@ class Path:
     position: Float[np.ndarray, "k 3"]
     tangent: Float[np.ndarray, "k 3"]  # unit, pointing along the path's order
     radius_mm: Float[np.ndarray, "k"]
+
+    def reversed(self) -> "Path":
+        """The same path, run the other way."""
+        return Path(
+            self.arc_mm[-1] - self.arc_mm[::-1],
+            self.position[::-1].copy(),
+            -self.tangent[::-1],
+            self.radius_mm[::-1].copy(),
+        )
+
+    def stretch(self, first: int, last: int) -> "Path":
+        """From point `first` up to, but without, point `last`."""
+        own = slice(first, last)
+        return Path(
+            self.arc_mm[own] - self.arc_mm[first],
+            self.position[own],
+            self.tangent[own],
+            self.radius_mm[own],
+        )
 
     def nearest(self, points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
         """Index of the path point nearest to each point."""
@@ -42,9 +61,8 @@ class Sections:
     """s cross-sections with m points each, in mm; an absent section has no weight and no tangent."""
 
     points: Float[np.ndarray, "s m 3"]
-    wall: Float[np.ndarray, "s m"]  # wall function
     weight_mm2: Float[np.ndarray, "s m"]
-    tangent: Float[np.ndarray, "s 3"]
+    tangent: Float[np.ndarray, "s 3"]  # unit normal, downstream
 
 
 def resample_path(
@@ -76,7 +94,7 @@ def resample_path(
     return Path(fine, fine_position, fine_tangent, np.interp(fine, arc, radius_mm))
 
 
-def cross_sections(lumen: Lumen, path: Path, sections: int, points_per_section: int) -> Sections | None:
+def cross_sections(wall: Wall, path: Path, sections: int, points_per_section: int) -> Sections | None:
     """Cuts the vessel across at evenly spread places of the path, or None when fewer than 2 cuts succeed.
 
     Three times as many cuts as asked are tried. Cuts that are walled all around come first; a cut through
@@ -93,16 +111,10 @@ def cross_sections(lumen: Lumen, path: Path, sections: int, points_per_section: 
         )
     along = np.linspace(0.08, 0.92, 3 * sections) * (len(path.arc_mm) - 1)
     at = np.unique(np.rint(along).astype(int))
-    centre, normal = path.position[at], path.tangent[at]
-    reach = np.maximum(REACH * path.radius_mm[at], path.radius_mm[at] + 2 * lumen.spacing_mm.max())
-    directions = _star(normal, rays)  # (k, rays, 3)
-
-    # A centreline of voxels can sit off the axis: centre the star once, then measure.
-    distance, _ = _to_wall(lumen, centre, directions, reach)
-    area = (distance**2).sum(1)
-    shift = (2 / 3 * distance**3)[..., None] * directions
-    centre = centre + shift.sum(1) / np.where(area > 0, area, 1)[:, None]
-    distance, closed = _to_wall(lumen, centre, directions, reach)
+    normal = path.tangent[at]
+    centre, directions, distance, closed = cut_across(
+        wall, path.position[at], normal, path.radius_mm[at], rays
+    )
 
     open_inside = distance.min(1) > 0
     for usable in (open_inside & closed, open_inside):
@@ -113,20 +125,50 @@ def cross_sections(lumen: Lumen, path: Path, sections: int, points_per_section: 
         return None
     chosen = chosen[np.unique(np.rint(np.linspace(0, len(chosen) - 1, sections)).astype(int))]
 
-    node, weight = np.polynomial.legendre.leggauss(RADIAL)
-    node, weight = (node + 1) / 2, weight / 2  # on [0, 1]
-    span = distance[chosen, :, None]  # (s, rays, 1)
-    position = centre[chosen, None, None] + (span * node)[..., None] * directions[chosen, :, None]
-    area = 2 * np.pi / rays * span**2 * node * weight  # dA = r dr dtheta
-    position = position.reshape(len(chosen), -1, 3)
-    wall = lumen.jet(position.reshape(-1, 3))[:, 0].reshape(position.shape[:2])
+    position, weight = star_quadrature(centre[chosen], directions[chosen], distance[chosen])
 
     def fill(values: np.ndarray) -> np.ndarray:
         return np.concatenate([values, np.zeros((sections - len(chosen), *values.shape[1:]))])
 
-    return Sections(
-        fill(position), fill(np.maximum(wall, 0)), fill(area.reshape(len(chosen), -1)), fill(normal[chosen])
-    )
+    return Sections(fill(position), fill(weight), fill(normal[chosen]))
+
+
+def cut_across(
+    wall: Wall,
+    centre: Float[np.ndarray, "k 3"],
+    normal: Float[np.ndarray, "k 3"],
+    radius_mm: Float[np.ndarray, "k"],
+    rays: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Stars of rays across a vessel, from their centroid to the wall.
+
+    Returns:
+        Centroids (k, 3), unit directions (k, rays, 3), distances to the wall (k, rays) in mm, and whether
+        every ray met it (k,).
+    """
+    reach = np.maximum(REACH * radius_mm, radius_mm + 2 * wall.step_mm)
+    directions = _star(normal, rays)
+    # A centreline of voxels can sit off the axis: centre the star once, then measure.
+    distance, _ = _to_wall(wall, centre, directions, reach)
+    area = (distance**2).sum(1)
+    shift = (2 / 3 * distance**3)[..., None] * directions
+    centre = centre + shift.sum(1) / np.where(area > 0, area, 1)[:, None]
+    distance, closed = _to_wall(wall, centre, directions, reach)
+    return centre, directions, distance, closed
+
+
+def star_quadrature(
+    centre: Float[np.ndarray, "k 3"],
+    directions: Float[np.ndarray, "k rays 3"],
+    distance: Float[np.ndarray, "k rays"],
+) -> tuple[Float[np.ndarray, "k m 3"], Float[np.ndarray, "k m"]]:
+    """Points and areas for integrals over stars, three on every ray: exact for parabolic profiles."""
+    node, weight = np.polynomial.legendre.leggauss(RADIAL)
+    node, weight = (node + 1) / 2, weight / 2  # on [0, 1]
+    span = distance[..., None]
+    position = centre[:, None, None] + (span * node)[..., None] * directions[:, :, None]
+    area = 2 * np.pi / directions.shape[1] * span**2 * node * weight  # dA = r dr dtheta
+    return position.reshape(len(centre), -1, 3), area.reshape(len(centre), -1)
 
 
 def _star(normal: np.ndarray, rays: int) -> np.ndarray:
@@ -140,19 +182,19 @@ def _star(normal: np.ndarray, rays: int) -> np.ndarray:
 
 
 def _to_wall(
-    lumen: Lumen, centre: np.ndarray, directions: np.ndarray, reach: np.ndarray
+    wall: Wall, centre: np.ndarray, directions: np.ndarray, reach: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance (k, rays) in mm from the centre to the wall, and whether all rays met it (k,)."""
     step = np.linspace(0, 1, MARCH + 1)
     length = reach[:, None, None] * step  # (k, 1, march)
     position = centre[:, None, None] + length[..., None] * directions[:, :, None]
-    wall = lumen.interpolate(position)  # (k, rays, march)
-    outside = wall <= 0
+    height = wall.interpolate(position)  # (k, rays, march)
+    outside = height <= 0
     met = outside.any(-1)
     last = np.where(met, outside.argmax(-1), MARCH)  # first sample beyond the wall
     before = np.maximum(last - 1, 0)
-    inner = np.take_along_axis(wall, before[..., None], -1)[..., 0]
-    outer = np.take_along_axis(wall, last[..., None], -1)[..., 0]
+    inner = np.take_along_axis(height, before[..., None], -1)[..., 0]
+    outer = np.take_along_axis(height, last[..., None], -1)[..., 0]
     drop = np.where(met & (last > 0), inner - outer, 1.0)
     crossing = (before + np.where(met, inner / drop, 1.0)) / MARCH
     distance = np.where(last == 0, 0.0, crossing * reach[:, None])

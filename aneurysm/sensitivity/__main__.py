@@ -49,7 +49,7 @@ def _study(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from aneurysm.sensitivity.errors import GRADES, MaskError
-    from aneurysm.sensitivity.finished import read_finished
+    from aneurysm.training.finished import read_finished
     from aneurysm.sensitivity.study import chosen_scans, study
     from aneurysm.sensitivity.table import CSV, has, ordered, read_rows, write_all
 

@@ -17,7 +17,7 @@ from aneurysm.evaluation.intervals import bootstrap
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.evaluation.vessels import aneurysms_inside
 from aneurysm.sensitivity.errors import MaskError, altered
-from aneurysm.sensitivity.finished import Finished, HeldOut
+from aneurysm.training.finished import Finished, HeldOut
 from aneurysm.stages import expert, smart_net
 from aneurysm.stages.findings import list_findings
 from aneurysm.stages.stored import opened, opened_probabilities

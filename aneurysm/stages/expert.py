@@ -12,19 +12,33 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from aneurysm.data.labels import LOCATIONS
 from aneurysm.data.scan import Grid
 from aneurysm.data.tables import LOCATION_KEYS
-from aneurysm.global_batch import gather
+from aneurysm.global_batch import gather, total
 from aneurysm.losses.classification import BinaryLoss, LocationLoss, OffsetLoss
-from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput
+from aneurysm.nets.expert import ExpertBatch, ExpertNet, ExpertOutput, FlowReading
+from aneurysm.physics.head import PhysicsHead
+from aneurysm.physics.soap import SOAP
 from aneurysm.stages.draws import drawn_batches, every_draw_once
 from aneurysm.stages.findings import CropSettings, Finding, Target, collate, example, remember
 from aneurysm.stages.step import StageModule, StepOutput, adamw_one_cycle, log_step
 from aneurysm.stages.workers import in_workers
 
+# Columns of the expert's table, and which feature of the physics head they hold.
+FLOW_COLUMNS = {
+    "flow_coherence": "coherence",
+    "flow_nematic_order": "nematic_order",
+    "flow_backflow": "backflow_fraction",
+    "flow_slow": "slow_fraction",
+    "flow_energy": "kinetic_energy_ratio",
+    "flow_wall_shear_pa": "wall_shear_pa",
+    "flow_low_shear": "low_shear_fraction",
+    "flow_flux_error": "flux_error",
+}
 SHOWN = 48  # held-out candidates in the validation curve, about
 
 
@@ -41,8 +55,13 @@ class ExpertModule(StageModule):
         total_steps: int,
         steps_per_epoch: int,
         freeze_epochs: int = 0,
+        physics_optimiser: str = "soap",
+        physics_lr: float = 3e-3,
     ) -> None:
         super().__init__()
+        if physics_optimiser not in ("soap", "adamw"):
+            raise ValueError(f"physics_optimiser is soap or adamw, got {physics_optimiser!r}.")
+        self.physics_optimiser, self.physics_lr = physics_optimiser, physics_lr
         self.net, self.balance, self.mask_loss = net, balance, mask_loss
         self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
         self.freeze_steps = freeze_epochs * steps_per_epoch
@@ -65,10 +84,12 @@ class ExpertModule(StageModule):
             "location": self.locate(location, target.location)[0] + self.place(offset, target.offset_mm)[0],
         }
         if output.physics is not None:
-            flow, valid = gather(output.physics.loss[:n], output.physics.valid[:n])
+            loss, valid = gather(output.physics.loss[:n], output.physics.valid[:n])
             if bool(valid.any()):
-                # Residuals range over decades; one badly conditioned vessel must not drown three other tasks.
-                terms["physics"] = torch.log1p(flow[valid]).mean().to(logit.dtype)
+                # The gradient was made in the same sweep as the loss, as that of one sum.
+                slope = total(output.physics.total) / valid.sum()
+                mean = torch.log1p(loss[valid]).mean()
+                terms["physics"] = (mean + slope - slope.detach()).to(logit.dtype)
         return terms
 
     def _step(self, batch: tuple[ExpertBatch, Target], split: str) -> Tensor:
@@ -77,9 +98,14 @@ class ExpertModule(StageModule):
         progress = self.global_step / max(1, self.total_steps) if split == "train" else 1.0
         output = self.net(inputs, progress=progress)
         terms = self.terms(output, target)
-        total, weights = self.balance(terms)
-        logged = {**terms, **{f"weight/{name}": w for name, w in weights.items()}, **synchronisation(output)}
-        step = StepOutput(total, {name: value.detach() for name, value in logged.items()})
+        loss, weights = self.balance(terms)
+        logged = {
+            **terms,
+            **{f"weight/{name}": w for name, w in weights.items()},
+            **synchronisation(output),
+            **flow_state(self.net.physics, output, progress),
+        }
+        step = StepOutput(loss, {name: value.detach() for name, value in logged.items()})
         (rows,) = gather(target.is_aneurysm)
         return log_step(self, step, split, len(rows))
 
@@ -99,7 +125,14 @@ class ExpertModule(StageModule):
         return inputs.to(device), Target(**moved)
 
     def configure_optimizers(self) -> Any:
-        return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps)
+        head = self.net.physics
+        apart = {}
+        # A process that holds parts of the matrices has no basis of them: sharded nets are left to AdamW.
+        sharded = head is not None and any(isinstance(p, DTensor) for p in head.parameters())
+        if head is not None and self.physics_optimiser == "soap" and not sharded:
+            # Residuals are stiff: Adam needs ten times the steps. No decay, it would slow the blood down.
+            apart[SOAP(list(head.parameters()), lr=self.physics_lr)] = self.physics_lr
+        return adamw_one_cycle(self.parameters(), self.lr, self.weight_decay, self.total_steps, apart)
 
 
 def synchronisation(output: ExpertOutput) -> dict[str, Tensor]:
@@ -199,6 +232,20 @@ class FixedFindings(Dataset):
         return inputs, Target(**{name: value[:0] for name, value in vars(target).items()})
 
 
+def flow_state(head: nn.Module | None, output: ExpertOutput, progress: float) -> dict[str, Tensor]:
+    """Where the physics curriculum stands, and for how many of this process's crops blood flows."""
+    reading = output.physics
+    if reading is None or not isinstance(head, PhysicsHead):
+        return {}
+    weights = head.curriculum.at(progress)
+    return {
+        "flow/valid": reading.valid.float().mean(),
+        "flow/driven": reading.driven.float().mean(),
+        "flow/momentum_weight": torch.tensor(weights.momentum),
+        "flow/reynolds_cap": torch.tensor(weights.reynolds_cap),
+    }
+
+
 @torch.no_grad()
 def judge(
     net: nn.Module, found: list[Finding], settings: CropSettings, fold: int, seed: int, batch: int = 16
@@ -214,6 +261,9 @@ def judge(
         p = torch.sigmoid(output.logit).cpu().numpy()
         mask = torch.sigmoid(output.mask_logit[:, 0]).cpu().numpy()
         flow = output.physics
+        head = net.physics
+        if flow is not None and isinstance(head, PhysicsHead) and head.refine_steps:
+            flow = head.refine(net.to_latent(output.embedding), inputs.to(device).flow)
         for i, one in enumerate(part):
             offset = output.offset_mm[i].cpu().numpy().astype(np.float64)
             place = inside(one.case.grid, one.centre_mm + offset)
@@ -234,13 +284,25 @@ def judge(
                         for k, key in enumerate(LOCATION_KEYS[: len(LOCATIONS)])
                     },
                     "order_parameter": float(output.order_parameter[i]),
-                    "physics_residual": float(flow.residual_log10[i]) if valid and flow else np.nan,
-                    "flow_coherence": float(flow.coherence[i]) if valid and flow else np.nan,
+                    **flow_columns(flow if valid else None, i),
                     "volume_mm3": float((mask[i] >= 0.5).sum() * one.case.grid.voxel_mm3),
                 }
             )
             masks.append(mask[i])
     return pd.DataFrame(rows), masks
+
+
+def flow_columns(flow: FlowReading | None, row: int) -> dict[str, float]:
+    """What the physics head says of a candidate, for the expert's table; NaN without flow."""
+    if flow is None:
+        return {"has_flow": 0.0} | dict.fromkeys(("flow_driven", "physics_residual", *FLOW_COLUMNS), np.nan)
+    named = dict(zip(PhysicsHead.FEATURES, flow.features[row].tolist(), strict=True))
+    return {
+        "has_flow": 1.0,
+        "flow_driven": float(flow.driven[row]),
+        "physics_residual": float(flow.residual_log10[row]),
+        **{column: named[name] for column, name in FLOW_COLUMNS.items()},
+    }
 
 
 def inside(grid: Grid, position_mm: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ an example is the crop that the network gets.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,16 +16,21 @@ from torch import Tensor
 
 from aneurysm.data.augment import Augmentation, change_intensity
 from aneurysm.data.labels import MIRRORED_LOCATION, MODALITIES
+from aneurysm.data.scan import Grid
 from aneurysm.nets.expert import ExpertBatch
-from aneurysm.physics.flow_points import FlowPoints, collate_flow, sample_flow_points
+from aneurysm.physics.flow_domain import sample_flow_points
+from aneurysm.physics.flow_points import FlowPoints, collate_flow
+from aneurysm.physics.network_flow import VesselTree
 from aneurysm.stages.patches import aneurysm_patch, network_patch, probability_patch
 from aneurysm.stages.stored import AnyCase, Probabilities
 from aneurysm.vessels.candidates import Candidate, candidate_graph_features
+from aneurysm.vessels.exits import local_tree
 from aneurysm.vessels.graph import VesselGraph
-from aneurysm.vessels.parent import local_path
+from aneurysm.vessels.parent import local_path, parent_node
 
 # Only the intensity part of a plan is used; crops are flipped and shifted here, with their targets.
 INTENSITY = Augmentation()
+FLOW_REACH = 4.0  # parent radii: of what is further off the flow at the candidate knows nothing
 SIGNS = {0: 2, 1: 1, 2: 0}  # array axis (d, h, w) -> world axis (z, y, x)
 
 
@@ -41,6 +47,7 @@ class Finding:
     is_aneurysm: float = np.nan  # 1, 0, NaN unknown
     location: int = -1  # index into LOCATIONS, -1 unknown
     lesion_mm: np.ndarray | None = None  # centre of the aneurysm that was hit
+    flow_of: "Finding | None" = None  # whose vessel the physics head gets to see; its own when None
 
     @property
     def centre_mm(self) -> np.ndarray:
@@ -211,6 +218,21 @@ def example(
     return inputs, target
 
 
+def with_foreign_flow(found: Sequence[Finding], seed: int) -> list[Finding]:
+    """The same candidates, each with another one's vessel for the physics head: a placebo.
+
+    The vessel comes from another scan where there is one. The choice depends on the seed, the candidate and
+    the list.
+    """
+    given = []
+    for i, one in enumerate(found):
+        others = [f for f in found if f.case.series_uid != one.case.series_uid]
+        others = others or [f for j, f in enumerate(found) if j != i]
+        rng = np.random.default_rng([seed, zlib.crc32(one.case.series_uid.encode()), one.number + 1])
+        given.append(replace(one, flow_of=others[int(rng.integers(len(others)))] if others else None))
+    return given
+
+
 def remember(one: Finding, settings: CropSettings) -> None:
     """Work out what every crop of a finding shares, and keep it with the finding."""
     _ = one.graph_features, one.position
@@ -223,20 +245,60 @@ def flow_points(one: Finding, size: int) -> FlowPoints:
 
     They are drawn once per candidate and seeded by it, so every epoch and every model sees the same ones.
     """
+    if one.flow_of is not None:
+        return flow_points(one.flow_of, size)
     cached = one.__dict__.get("_flow_points")
     if cached is None:
-        grid = one.case.grid
-        start = np.round(grid.to_index(one.centre_mm)).astype(int) - size // 2
-        middle = start + (size - 1) / 2
-        reach = 0.5 * size * float(grid.spacing.min())
-        path, tangent, radius = local_path(one.graph, one.candidate, extent_mm=reach)
-        path = (grid.to_index(one.centre_mm + path) - middle) * grid.spacing  # (m, 3) as (d, h, w) mm
-        tangent = tangent @ (grid.affine[:3, :3] / grid.spacing)
-        rng = np.random.default_rng([zlib.crc32(one.case.series_uid.encode()), one.number + 1])
-        vessel = above_half(probability_patch(one.probability, "vessel", start, size), one.threshold)
-        cached = sample_flow_points(vessel, grid.spacing, path, tangent, radius, rng=rng)
+        uid = one.case.series_uid
+        rng = np.random.default_rng([zlib.crc32(uid.encode()), one.number + 1])
+        cached = candidate_flow(
+            one.probability, one.case.grid, one.graph, one.candidate, one.threshold, size, rng=rng
+        )
+        key = zlib.crc32(f"{uid} {one.number} {one.centre_mm.round(2).tolist()}".encode())
+        cached = replace(cached, key=torch.tensor([key + 1]))
         one.__dict__["_flow_points"] = cached
     return cached
+
+
+def candidate_flow(
+    probability: Probabilities,
+    grid: Grid,
+    graph: VesselGraph,
+    candidate: Candidate,
+    threshold: float,
+    size: int,
+    points: int = 256,
+    caps: bool = True,
+    *,
+    rng: np.random.Generator,
+) -> FlowPoints:
+    """Places in the blood around any candidate of a vessel graph.
+
+    Args:
+        probability: of the vessel, on the grid; `threshold` and more is lumen.
+        graph: of that lumen.
+        size: voxels per side of the crop around the candidate.
+        points: collocation points.
+        caps: prescribe the flow where vessels leave; otherwise nothing but its amount.
+    """
+    start = np.round(grid.to_index(candidate.centre_mm)).astype(int) - size // 2
+    middle = start + (size - 1) / 2
+    reach = min(0.5 * size * float(grid.spacing.min()), flow_reach(graph, candidate))
+    path, tangent, radius = local_path(graph, candidate, extent_mm=reach)
+    path = (grid.to_index(candidate.centre_mm + path) - middle) * grid.spacing  # (m, 3) as (d, h, w) mm
+    tangent = tangent @ (grid.affine[:3, :3] / grid.spacing)
+    nodes = (grid.to_index(graph.position) - middle) * grid.spacing
+    box = np.minimum(0.5 * size * grid.spacing, reach)
+    tree = VesselTree(**vars(local_tree(graph, candidate, nodes, half_mm=box))) if caps else None
+    vessel = above_half(probability_patch(probability, "vessel", start, size), threshold)
+    return sample_flow_points(vessel, grid.spacing, path, tangent, radius, points, tree=tree, rng=rng)
+
+
+def flow_reach(graph: VesselGraph, candidate: Candidate) -> float:
+    """How far from a candidate its flow is of interest, in mm: some vessel radii on both sides of the sac."""
+    node = parent_node(graph, candidate)
+    parent = float(graph.radius[node]) if node >= 0 else 0.0
+    return FLOW_REACH * parent + 2 * candidate.radius_mm
 
 
 def above_half(probability: np.ndarray, threshold: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a training or validation step returns, and the learning-rate schedule that all stages share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim import Optimizer
+
+from aneurysm.stages.joint_optimiser import JointOptimiser
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,38 @@ def _is_last(module: LightningModule, split: str) -> bool:
     return loop.batch_progress.is_last_batch
 
 
-def adamw_one_cycle(parameters: Any, lr: float, weight_decay: float, total_steps: int) -> dict[str, Any]:
+def adamw_one_cycle(
+    parameters: Any,
+    lr: float,
+    weight_decay: float,
+    total_steps: int,
+    apart: Mapping[Optimizer, float] | None = None,
+) -> dict[str, Any]:
     """AdamW under a one-cycle schedule: warm-up over a tenth of the steps, then cosine to zero.
 
     Biases, norms and other one-dimensional parameters are not decayed.
+
+    Args:
+        parameters: all that are trained; those that `apart` optimises are left out.
+        apart: optimisers of some of the parameters, with their highest learning rates; they follow the same
+            schedule.
     """
-    trainable = [p for p in parameters if p.requires_grad]
-    optimiser = torch.optim.AdamW(
+    taken = {id(p) for one in apart or {} for group in one.param_groups for p in group["params"]}
+    trainable = [p for p in parameters if p.requires_grad and id(p) not in taken]
+    optimiser: Optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=lr,
     )
+    rates = [lr] * len(optimiser.param_groups)
+    if apart:
+        rates += [rate for one, rate in apart.items() for _ in one.param_groups]
+        optimiser = JointOptimiser([optimiser, *apart])
     # The cycle divides by its phase lengths: very short trainings need a longer first phase.
     steps = max(total_steps, 4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=lr, total_steps=steps, pct_start=max(0.1, 2 / steps)
+        optimiser, max_lr=rates, total_steps=steps, pct_start=max(0.1, 2 / steps)
     )
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -17,7 +17,7 @@ from aneurysm.runs.folders import StageRun
 from aneurysm.runs.record import illustrate
 from aneurysm.runs.settings import pretrains
 from aneurysm.stages import expert as expert_stage
-from aneurysm.stages.findings import CropSettings, Finding
+from aneurysm.stages.findings import CropSettings, Finding, with_foreign_flow
 from aneurysm.stages.processes import gathered, rank, shared
 from aneurysm.training.pictures import expert_pictures
 from aneurysm.training.products import WEIGHTS, expert_findings, save_weights
@@ -32,10 +32,12 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     held_out = expert_findings(experiment, experiment.held_out(run.fold))
     if not train:
         raise UserError(f"expert fold {run.fold}: the Smart Net proposed no candidate in any training scan.")
-    seed_weights(cfg.seed, run)
+    seed_weights(s.seed, run)
     net: Any = build_expert(cfg, graph_features=len(train[0].graph_features))
     if pretrains(cfg):
         net.load_pretrained(load_file(experiment.run("pretrain", run.fold).read_product(WEIGHTS)))
+    if net.physics is not None and net.physics.foreign_flow:
+        train, held_out = (with_foreign_flow(found, s.seed) for found in (train, held_out))
     settings = CropSettings(s.crop, flow=net.physics is not None, graph=s.graph_evidence)
     module = expert_stage.ExpertModule(
         net,
@@ -46,6 +48,8 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         total_steps=s.epochs * s.steps,
         steps_per_epoch=s.steps,
         freeze_epochs=s.freeze_epochs,
+        physics_optimiser=s.physics_optimiser,
+        physics_lr=s.physics_lr,
     )
     data = expert_stage.ExpertData(
         train,
@@ -55,13 +59,13 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
         steps=s.steps,
         positive_share=s.positive_share,
         jitter_mm=s.jitter_mm,
-        seed=cfg.seed,
+        seed=s.seed,
         workers=cfg.trainer.workers,
     )
     fit(run, module, data, s.epochs, cfg)
     parts = [held_out[begin : begin + JUDGED] for begin in range(0, len(held_out), JUDGED)]
     tables = gathered(
-        [expert_stage.judge(net, p, settings, run.fold, int(cfg.seed), JUDGED)[0] for p in shared(parts)]
+        [expert_stage.judge(net, p, settings, run.fold, int(s.seed), JUDGED)[0] for p in shared(parts)]
     )
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(EXPERT.columns))
     if rank() == 0:
@@ -70,7 +74,7 @@ def train_expert(experiment: Experiment, run: StageRun) -> dict[str, Any]:
     uids = experiment.held_out(run.fold)
 
     def masks(some: list[Finding]) -> list[np.ndarray]:
-        return expert_stage.judge(net, some, settings, run.fold, int(cfg.seed))[1]
+        return expert_stage.judge(net, some, settings, run.fold, int(s.seed))[1]
 
     illustrate(run, lambda log: expert_pictures(log, experiment, uids, held_out, table, masks))
     return {

@@ -30,15 +30,8 @@ def local_path(
     """
     if len(graph) == 0:
         return np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0)
-    spur, calibre = _segments(graph)
-    in_sac = (graph.segment >= 0) & spur[graph.segment]
-    gap = np.linalg.norm(graph.position - candidate.centre_mm, axis=1)
-    start = int(np.argmin(gap if in_sac.all() else np.where(in_sac, np.inf, gap)))
-    links: dict[int, list[tuple[int, int]]] = {}
-    for (a, b), segment in zip(graph.edges.tolist(), graph.edge_segment.tolist(), strict=True):
-        if not spur[segment] or in_sac.all():
-            links.setdefault(a, []).append((b, segment))
-            links.setdefault(b, []).append((a, segment))
+    _, calibre = _segments(graph)
+    start, links = parent_node(graph, candidate), vessel_links(graph)
 
     seen = {start}
     sides = []
@@ -73,6 +66,32 @@ def local_path(
     slope = np.gradient(points, axis=0)
     tangent = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
     return points.copy(), tangent, radius.copy()
+
+
+def parent_node(graph: VesselGraph, candidate: Candidate) -> int:
+    """The node of a vessel, not of a sac, nearest to a candidate; -1 in an empty graph."""
+    if len(graph) == 0:
+        return -1
+    in_sac = _in_sac(graph)
+    gap = np.linalg.norm(graph.position - candidate.centre_mm, axis=1)
+    return int(np.argmin(gap if in_sac.all() else np.where(in_sac, np.inf, gap)))
+
+
+def vessel_links(graph: VesselGraph) -> dict[int, list[tuple[int, int]]]:
+    """Of every node its neighbours along vessels, with the segment that leads there; sacs are left out."""
+    spur, _ = _segments(graph)
+    keep_all = _in_sac(graph).all()
+    links: dict[int, list[tuple[int, int]]] = {}
+    for (a, b), segment in zip(graph.edges.tolist(), graph.edge_segment.tolist(), strict=True):
+        if not spur[segment] or keep_all:
+            links.setdefault(a, []).append((b, segment))
+            links.setdefault(b, []).append((a, segment))
+    return links
+
+
+def _in_sac(graph: VesselGraph) -> np.ndarray:
+    spur, _ = _segments(graph)
+    return (graph.segment >= 0) & spur[graph.segment] if len(spur) else np.zeros(len(graph), bool)
 
 
 def _beyond(links: dict[int, list[tuple[int, int]]], at: int, other: int, segment: int) -> int:

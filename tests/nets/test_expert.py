@@ -19,7 +19,8 @@ from aneurysm.nets.fusion import CrossAttentionFusion, EarlyFusion, MeanFusion
 from aneurysm.nets.metadata import FilmGate, MetadataGate
 from aneurysm.nets.oscillators import Oscillators, akorn, itrsa
 from aneurysm.nets.waveformer import WaveFormerEncoder
-from aneurysm.physics.flow_points import FlowPoints, collate_flow, no_flow, sample_flow_points
+from aneurysm.physics.flow_domain import sample_flow_points
+from aneurysm.physics.flow_points import FlowPoints, collate_flow, no_flow
 from aneurysm.physics.head import PhysicsHead
 
 NAN = float("nan")
@@ -35,11 +36,12 @@ class _Points:
 
 @dataclass(frozen=True)
 class _Reading:
+    total: Tensor
     loss: Tensor
     residual_log10: Tensor
-    coherence: Tensor
     features: Tensor
     valid: Tensor
+    driven: Tensor
 
 
 class _Physics(nn.Module):
@@ -56,7 +58,8 @@ class _Physics(nn.Module):
         valid = flow.value > 0
         features = torch.where(valid[:, None], features, torch.nan)
         loss = (latent**2).sum(1)
-        return _Reading(loss, loss.log10(), loss, features, valid)
+        seen = loss.detach()
+        return _Reading(torch.log1p(loss[valid]).sum(), seen, seen.log10(), features, valid, valid)
 
 
 OSCILLATORS = akorn(
@@ -118,7 +121,7 @@ def test_shapes_ranges_and_no_nan_from_what_is_absent(crop: tuple[int, int, int]
 def _loss(out) -> Tensor:
     loss = out.logit.square().mean() + out.location_logits.square().mean() + out.mask_logit.square().mean()
     loss = loss + out.offset_mm.square().mean()
-    return loss if out.physics is None else loss + out.physics.loss.mean()
+    return loss if out.physics is None else loss + out.physics.total
 
 
 @pytest.mark.parametrize("physics", [_Physics, lambda: None])
@@ -152,7 +155,7 @@ def test_physics_changes_nothing_at_the_start_and_its_features_are_detached() ->
     assert changed.tolist() == [True, True, False, True]  # the third candidate's flow is not valid
     out.logit.sum().backward()
     assert net.to_latent.weight.grad is None
-    net(batch).physics.loss.sum().backward()
+    net(batch).physics.total.backward()
     assert net.to_latent.weight.grad.abs().sum() > 0
 
 
@@ -198,7 +201,7 @@ def test_the_navier_stokes_head_fits_in() -> None:
     batch = replace(_batch(3, (16, 16, 16)), flow=collate_flow([_tube(), no_flow(), _tube()]))
     out = net(batch, progress=0.5)
     assert out.physics.valid.tolist() == [True, False, True]
-    (out.logit.sum() + out.physics.loss.sum()).backward()
+    (out.logit.sum() + out.physics.total).backward()
     for module in (net.physics, net.to_latent, net.from_flow):
         gradients = [p.grad for p in module.parameters()]
         assert all(g is not None and g.isfinite().all() for g in gradients)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.physics.flow_points import FlowPoints, sample_flow_points
+from aneurysm.physics.flow_domain import sample_flow_points
+from aneurysm.physics.flow_points import FlowPoints
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def make_tube(
     return Tube(prob, space, path, np.tile(t, (len(arc), 1)), np.full(len(arc), radius))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tube() -> Callable[..., Tube]:
     return make_tube
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from aneurysm.physics.lumen import wall_function
-from aneurysm.physics.sections import cross_sections, resample_path
+from aneurysm.physics.reference_vessels import tube_with_sac
+from aneurysm.physics.sections import cross_sections, cut_across, resample_path, star_quadrature
 
 
 def cut(tube, sections: int = 6, points: int = 24):
@@ -54,6 +55,41 @@ def test_points_beyond_the_ends_are_not_beside_the_path(tube):
     end = vessel.path[-1, 0]
     points = np.array([[end - 0.6, 2.0, 0.0], [end + 0.6, 2.0, 0.0], [vessel.path[0, 0] - 0.6, 0.0, 0.0]])
     np.testing.assert_array_equal(path.between_ends(points), [True, False, False])
+
+
+def test_stars_integrate_a_parabola_exactly():
+    centre, side = np.zeros((1, 3)), np.array([[0.0, 0.0, 2.0]])
+    angle = 2 * np.pi * np.arange(8) / 8
+    rays = np.stack([0 * angle, np.cos(angle), np.sin(angle)], axis=1)[None]
+    points, area = star_quadrature(centre + side, rays, np.full((1, 8), 1.5))
+    r2 = ((points - side) ** 2).sum(-1)
+    assert area.sum() == pytest.approx(np.pi * 1.5**2, rel=1e-12)
+    assert (area * (1.5**2 - r2)).sum() == pytest.approx(np.pi / 2 * 1.5**4, rel=1e-12)
+    np.testing.assert_allclose(points[..., 0], 0)
+
+
+def test_a_cut_across_an_open_mouth_is_not_closed():
+    wall = tube_with_sac(half_length=6.0)
+    at = np.array([[-4.0, 0.3, 0.2], [0.0, 0.0, 0.0], [4.0, 0.0, -0.3]])
+    centre, rays, distance, closed = cut_across(wall, at, np.tile([1.0, 0.0, 0.0], (3, 1)), np.ones(3), 16)
+    np.testing.assert_array_equal(closed, [True, False, True])
+    # Off the axis by a third of the radius: centring leaves a tenth of that.
+    assert np.abs(centre[[0, 2], 1:]).max() < 0.04 and distance[[0, 2]] == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(rays @ [1.0, 0.0, 0.0], 0, atol=1e-12)
+
+
+def test_a_path_can_be_turned_round_and_cut(tube):
+    vessel = tube(radius=3.0)
+    path = resample_path(vessel.path, vessel.tangent, np.linspace(3, 2, len(vessel.path)), step_mm=0.5)
+    assert path is not None
+    back = path.reversed()
+    assert back.arc_mm[0] == 0 and (np.diff(back.arc_mm) > 0).all() and back.radius_mm[0] == 2
+    np.testing.assert_array_equal(back.position[::-1], path.position)
+    np.testing.assert_allclose(np.gradient(back.position[:, 0]), 0.5 * back.tangent[:, 0], rtol=0.05)
+    part = path.stretch(10, 21)
+    assert part.arc_mm[0] == 0 and part.arc_mm[-1] == pytest.approx(path.arc_mm[20] - path.arc_mm[10])
+    np.testing.assert_array_equal(part.position, path.position[10:21])
+    assert len(part.tangent) == len(part.radius_mm) == 11
 
 
 def test_a_path_in_one_place_is_no_path():

@@ -1,0 +1,1 @@
+"""What the numbers of the physics head depend on besides the vessel."""
