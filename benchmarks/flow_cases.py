@@ -46,13 +46,14 @@ class Case:
     width: int = 64
     depth: int = 4
     fit: FitSettings = LONG
-    points: int = 1024
+    points: int = 1024  # per step
     pool: int = 16384
     sampler: str = "r3"
     options: dict[str, Any] | None = None  # of the sampler
     wall_share: float = 0.0
     dome_share: float = 0.0
     curriculum: Curriculum = FULL_FORCE
+    shy: float = 0.0  # of the wall: the residual's weight falls as (phi / shy)^2 below this height of phi
     wall: str = "hard"
     still: bool = False  # without caps: nothing makes up for them either
 
@@ -131,7 +132,8 @@ def fit_case(
     reynolds = torch.tensor([case.reynolds], dtype=torch.float64)
     looked = None if watch is None else lambda step, loss: watch(step, loss, field, code)
     started = time.process_time()
-    fit_flow(field, code, flow, reynolds, case.fit, drawn, case.curriculum, looked)
+    emphasis = (flow.bulk.wall[..., 0] / case.shy).clamp(max=1) ** 2 if case.shy else None
+    fit_flow(field, code, flow, reynolds, case.fit, drawn, case.curriculum, looked, emphasis)
     return replace(fitted, seconds=time.process_time() - started)
 
 
@@ -161,7 +163,6 @@ def bend() -> Case:
         DEAN_RE / 2,
         truth,
         profile=lambda x: 2 * _from_dean(dean.over_wall(_to_dean(x))),
-        points=1024,
     )
 
 
@@ -177,33 +178,22 @@ def sac(caps: bool = True, ramp: bool = False) -> Case:
         along = 2 / (1 + a / ((a**2 + b**2).sqrt() - b))
         return along[..., None] * along.new_tensor((1.0, 0.0, 0.0))
 
+    slowly = replace(FULL_FORCE, reynolds_start=4.0, reynolds_end=SAC_RE, reynolds_ramp=0.5)
     return Case(
         vessels.straight_domain(wall, SAC_HALF_LENGTH, caps),
         SAC_RE,
         profile=profile,
-        candidate=in_sac,
-        width=64,
         depth=5,
-        fit=FitSettings(2500, 5e-3),
-        points=2048,
-        dome_share=0.2,
-        curriculum=replace(FULL_FORCE, reynolds_start=4.0, reynolds_end=SAC_RE, reynolds_ramp=0.5)
-        if ramp
-        else FULL_FORCE,
+        fit=FitSettings(2000, 5e-3),
+        sampler="uniform",
+        shy=0.4,
+        curriculum=slowly if ramp else FULL_FORCE,
     )
 
 
 def fork() -> Case:
     """A parent vessel that divides into two equal daughters, with Murray's split at the caps."""
-    return Case(
-        vessels.fork_domain(),
-        FORK_RE,
-        candidate=lambda x: x.norm(dim=-1) < 1.5,
-        width=64,
-        depth=4,
-        points=1024,
-        dome_share=0.1,
-    )
+    return Case(vessels.fork_domain(), FORK_RE, sampler="uniform", shy=0.4)
 
 
 def in_sac(x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ where `a + b + sqrt(a^2 + b^2)` is positive for any a and b positive inside the 
 Method: D3Q19 with two relaxation times (magic parameter 3/16), the incompressible equilibrium, linearly
 interpolated bounce-back at the wall's exact distance along each link, Poiseuille's profile at the inlet and
 constant pressure at the outlet. `--halfway` puts every wall half-way between nodes instead, which shows the
-error of a staircase. Two lines are printed per resolution; `--out` keeps the finest. With numba 10 nodes per
-radius take half a minute on one core, without it two to three times that; the time grows with the fourth power of the
-nodes.
+error of a staircase. Two lines are printed per resolution; `--out` keeps the finest.
+
+With numba 10 nodes per radius take half a minute on one core, 28 take half an hour (the fourth power of the
+nodes); without it two to three times that.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/trained_flows.py --flows straight bend
     OMP_NUM_THREADS=1 python benchmarks/trained_flows.py --figure flows.png --keep outputs/trained_flows
 
-A network of its own is fitted to each flow by the physics loss alone; it sees nothing of the truth but
-the profile at the caps. Prints a markdown table. The residual is the mean square of continuity and momentum at
+A network of its own is fitted to each flow by the physics loss alone; it sees nothing of the truth but the
+profile at the caps. Prints a markdown table. The residual is the mean square of continuity and momentum at
 points that the fit has not seen; times are CPU seconds of the fit. `--keep` stores the networks in a folder
 and reads from it what is already there, `--figure` draws the flows. `guide` is the set-up without caps, flux
 or wall function, which standing blood solves.

@@ -19,8 +19,8 @@ from aneurysm.command_line import config_folder
 from aneurysm.data.errors import UserError
 from aneurysm.data.labels import LABEL_COLUMNS
 from aneurysm.experiment import open_experiment
-from aneurysm.predict import predict
 from aneurysm.flow import main as physics_worth
+from aneurysm.predict import predict
 from aneurysm.sensitivity.__main__ import main as sensitivity
 from aneurysm.sensitivity.errors import GRADES
 from aneurysm.train import train

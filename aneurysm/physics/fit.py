@@ -50,6 +50,7 @@ def fit_flow(
     population: Population | None = None,
     curriculum: Curriculum = FULL_FORCE,
     watch: Callable[[int, FlowLoss], None] | None = None,
+    emphasis: Float[Tensor, "b pool"] | None = None,
 ) -> None:
     """Fits a field's network, and the codes where they ask for a gradient, to flows; in place.
 
@@ -59,6 +60,7 @@ def fit_flow(
         reynolds: of every candidate; the curriculum may cap it.
         population: which of the points each step looks at; all of them at every step when None.
         watch: called with the step's number and its loss, for curves.
+        emphasis: weight of every point of `flow` in the mean of the residual; 1 when None.
     """
     flow = flow.cast(field.network.dtype)
     parameters = [*field.parameters(), *([code] if code.requires_grad else [])]
@@ -68,10 +70,14 @@ def fit_flow(
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * _pace(step / settings.steps)
         weights = curriculum.at(step / settings.steps)
-        points, importance = flow, None
+        points, importance = flow, emphasis
         if population is not None:
-            points = flow.at(population.indices.to(code.device))
-            importance = None if population.weights is None else population.weights.to(code)
+            index = population.indices.to(code.device)
+            points = flow.at(index)
+            importance = None if emphasis is None else emphasis.gather(1, index)
+            if population.weights is not None:
+                own = population.weights.to(code)
+                importance = own if importance is None else own * importance
         optimiser.zero_grad()
         capped = reynolds.clamp(max=weights.reynolds_cap)
         result = flow_loss(field, code, points, weights, capped, importance=importance)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from aneurysm.physics.navier_stokes import reynolds_number
+from aneurysm.physics.fluid import reynolds_number
 
 NEAR_WALL = 0.4  # of the wall function
 NEAR_CANDIDATE = 1.5  # R

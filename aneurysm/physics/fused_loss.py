@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aneurysm.physics.jet_mlp import Curve, Curves, JetMLP, Layer, activated, activated_backward
+from aneurysm.physics.jet_mlp import Curve, Curves, JetMLP, Layer, activated, activated_backward, summed
 from aneurysm.physics.jets import JET
 
 CHUNK = 512  # points; between 128 and 1024 times are alike
@@ -129,7 +129,7 @@ class _Sweep:
         """Jets (5, r, m, outputs) at a chunk of points; what the way back needs is kept."""
         matrix, _, shift = self.layers[0]
         matrix, self.x = matrix[rows], self.points[rows, columns]
-        first = self.x @ matrix.mT + shift[rows]  # (r, m, w)
+        first = torch.baddbmm(shift[rows], self.x, matrix.mT)  # (r, m, w)
         self.first_curve = value, slope, bend, _ = self.curve.derivatives(first)
         out = value.new_empty((JET, *value.shape))
         out[0] = value
@@ -139,7 +139,7 @@ class _Sweep:
         for layer in self.layers[1:-1]:
             below = out
             raw, h = _affine(layer, below, rows)
-            curves, square = self.curve.derivatives(h[0]), h[1:4].square().sum(0)
+            curves, square = self.curve.derivatives(h[0]), summed(h[1:4], h[1:4])
             out = activated(h, curves, square)
             self.inner.append((below, raw, h, curves, square))
         raw, jet = _affine(self.layers[-1], out, rows)
@@ -155,7 +155,7 @@ class _Sweep:
         matrix = self.layers[0].matrix[rows]
         _, slope, bend, third = self.first_curve
         value = grad[0] * slope + grad[4] * third * self.steepness[rows]
-        value.addcmul_(bend, torch.einsum("jrmw,rwj->rmw", grad[1:4], matrix))
+        value.addcmul_(bend, summed(grad[1:4], matrix.movedim(-1, 0)[:, :, None]))
         tilt = (grad[1:4] * slope).sum(2).movedim(0, -1)  # (r, w, 3)
         tilt = tilt + 2 * (grad[4] * bend).sum(1)[..., None] * matrix
         self.grads[0].matrix[rows] += tilt + value.mT @ self.x

@@ -15,10 +15,10 @@ from aneurysm.physics.features import FEATURES, flow_features
 from aneurysm.physics.fit import FitSettings, fit_flow
 from aneurysm.physics.flow_field import FlowField
 from aneurysm.physics.flow_points import FlowPoints
+from aneurysm.physics.fluid import BLOOD_DENSITY, BLOOD_VISCOSITY, WALL_SHEAR, reynolds_number
 from aneurysm.physics.jet_mlp import Curve, JetMLP
 from aneurysm.physics.loss import FlowLoss, flow_loss
 from aneurysm.physics.memory import HardPoints
-from aneurysm.physics.navier_stokes import BLOOD_DENSITY, BLOOD_VISCOSITY, WALL_SHEAR, reynolds_number
 
 COLLOCATION = ("uniform", "hard", "r3")
 REFINE_LR = 3e-3
@@ -307,7 +307,7 @@ class PhysicsHead(nn.Module):
 
 
 class PlaceboHead(PhysicsHead):
-    """The same head, to be shown the vessels of other candidates: is it the physics that helps, or the size?"""
+    """The same head, to be shown the vessels of other candidates: does its physics help, or its size?"""
 
     foreign_flow = True
 

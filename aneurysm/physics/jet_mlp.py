@@ -35,9 +35,8 @@ class Tanh:
 
     def derivatives(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = h.tanh()
-        square = t * t
-        first = 1 - square
-        return t, first, -2 * t * first, first * (6 * square - 2)
+        first = 1 - t * t
+        return t, first, (t * first).mul_(-2), first * (4 - 6 * first)
 
 
 class Sine:
@@ -49,6 +48,14 @@ class Sine:
 
 
 Curves = tuple[Tensor, Tensor, Tensor, Tensor]  # an activation and its first three derivatives at the values
+
+
+def summed(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products a_j b_j over the first axis, one after the other: half the memory traffic."""
+    out = a[0] * b[0]
+    for left, right in zip(a[1:], b[1:], strict=True):
+        out.addcmul_(left, right)
+    return out
 
 
 def activated(jet: Tensor, curves: Curves, square: Tensor) -> Tensor:
@@ -70,9 +77,9 @@ def activated_backward(grad: Tensor, jet: Tensor, curves: Curves, square: Tensor
     """Gradient (5, ...) with respect to the jet, from that of what `activated` made of it."""
     _, first, second, third = curves
     out = grad * first
-    out[0].addcmul_(second, (grad[1:] * jet[1:]).sum(0))
+    out[0].addcmul_(second, summed(grad[1:], jet[1:]))
     out[0].addcmul_(grad[4] * third, square)
-    out[1:4].addcmul_(2 * grad[4] * second, jet[1:4])
+    out[1:4].addcmul_(grad[4] * second, jet[1:4], value=2)
     return out
 
 
@@ -86,7 +93,7 @@ class _JetActivation(torch.autograd.Function):
     def forward(ctx, jet: Tensor, shift: Tensor, curve: Curve) -> Tensor:
         ctx.save_for_backward(jet, shift)
         ctx.curve = curve
-        return activated(jet, curve.derivatives(jet[0] + shift), jet[1:4].square().sum(0))
+        return activated(jet, curve.derivatives(jet[0] + shift), summed(jet[1:4], jet[1:4]))
 
     @staticmethod
     @once_differentiable
@@ -94,7 +101,7 @@ class _JetActivation(torch.autograd.Function):
         (grad,) = grads
         jet, shift = ctx.saved_tensors
         curves = ctx.curve.derivatives(jet[0] + shift)
-        out = activated_backward(grad, jet, curves, jet[1:4].square().sum(0))
+        out = activated_backward(grad, jet, curves, summed(jet[1:4], jet[1:4]))
         return out, out[0].sum_to_size(shift.shape), None
 
 

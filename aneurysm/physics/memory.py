@@ -25,7 +25,7 @@ class HardPoints:
                 f"retain lies in (0, 1) and every is at least one step, got {retain} and {every}."
             )
         self.retain, self.every = retain, every
-        self.kept: dict[int, tuple[int, Int[Tensor, "k"]]] = {}  # key -> step of the choice, pool indices
+        self.kept: dict[int, tuple[int, Tensor]] = {}  # key -> step of the choice, pool indices (k,)
 
     def count(self, points: int) -> int:
         """How many of so many points are kept."""

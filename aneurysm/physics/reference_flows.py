@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from aneurysm.physics.navier_stokes import Fluid
+from aneurysm.physics.fluid import Fluid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,10 @@ class Scanned:
     candidate_mm: np.ndarray  # (3,) RAS
 
     def probability(self, grown_voxels: float = 0.0) -> np.ndarray:
-        """(d, h, w) share of every voxel that is lumen, its wall moved outwards by so many voxels."""
+        """(d, h, w) share of every voxel that is lumen, its wall moved outwards by so many voxels.
+
+        The wall moves by what is asked to a tenth of a voxel.
+        """
         return partial_volume(self.depth_mm > -grown_voxels * VOXEL_MM, FINE)
 
 
@@ -92,6 +95,7 @@ def scanned(name: str) -> Scanned:
     at = fine.to_mm(index) @ _TURN / RADIUS_MM
     inside = ((at >= low) & (at <= high)).all(-1) & (shape.wall.interpolate(at) > 0)
     step = VOXEL_MM / FINE
-    depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    within, beyond = (np.asarray(ndimage.distance_transform_edt(part)) for part in (inside, ~inside))
+    depth = within - beyond
     depth = (depth - 0.5 * np.sign(depth)) * step  # to the wall, which lies between two sub-voxels
     return Scanned(grid, depth.astype(np.float32), np.array(shape.candidate) * RADIUS_MM @ _TURN.T)

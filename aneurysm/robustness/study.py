@@ -17,8 +17,8 @@ import torch
 from aneurysm.physics import flow_domain
 from aneurysm.physics.features import FEATURES
 from aneurysm.physics.flow_points import FlowPoints
+from aneurysm.physics.fluid import BLOOD_DENSITY, BLOOD_VISCOSITY, WALL_SHEAR
 from aneurysm.physics.head import PhysicsHead
-from aneurysm.physics.navier_stokes import BLOOD_DENSITY, BLOOD_VISCOSITY, WALL_SHEAR
 from aneurysm.physics.network_flow import MURRAY, murray_outflow
 from aneurysm.robustness.shapes import scanned
 from aneurysm.stages.findings import annotated_place, candidate_flow

@@ -49,9 +49,9 @@ def _study(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from aneurysm.sensitivity.errors import GRADES, MaskError
-    from aneurysm.training.finished import read_finished
     from aneurysm.sensitivity.study import chosen_scans, study
     from aneurysm.sensitivity.table import CSV, has, ordered, read_rows, write_all
+    from aneurysm.training.finished import read_finished
 
     kinds = list(GRADES) if options.kinds is None else options.kinds.split(",")
     if unknown := sorted(set(kinds) - set(GRADES)):

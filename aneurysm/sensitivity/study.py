@@ -17,11 +17,11 @@ from aneurysm.evaluation.intervals import bootstrap
 from aneurysm.evaluation.segmentation import overlap
 from aneurysm.evaluation.vessels import aneurysms_inside
 from aneurysm.sensitivity.errors import MaskError, altered
-from aneurysm.training.finished import Finished, HeldOut
 from aneurysm.stages import expert, smart_net
 from aneurysm.stages.findings import list_findings
 from aneurysm.stages.stored import opened, opened_probabilities
 from aneurysm.stages.volumes import vessel_target
+from aneurysm.training.finished import Finished, HeldOut
 from aneurysm.vessels.repair import repair
 
 log = logging.getLogger(__name__)

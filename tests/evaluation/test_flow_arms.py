@@ -8,7 +8,7 @@ from aneurysm.flow import FEATURES, Judged, arms_table, features_table
 
 
 def judged(arm: str, seed: int, skill: float) -> Judged:
-    """400 candidates of 80 patients in two folds, two in ten an aneurysm; `skill` shifts p in units of its noise."""
+    """400 candidates of 80 patients in two folds, one in five an aneurysm; `skill` moves p, in its noise."""
     rng = np.random.default_rng([seed, len(arm)])
     n = 400
     truth = (np.arange(n) % 5 == 0).astype(float)

@@ -11,8 +11,8 @@ from aneurysm.physics.features import FEATURES, POISEUILLE_ENERGY, flow_features
 from aneurysm.physics.flow_domain import Numbers, place_flow
 from aneurysm.physics.flow_field import FlowField, SectionFlux
 from aneurysm.physics.flow_points import FlowPoints
+from aneurysm.physics.fluid import WALL_SHEAR
 from aneurysm.physics.jet_mlp import JetMLP
-from aneurysm.physics.navier_stokes import WALL_SHEAR
 from aneurysm.physics.reference_vessels import straight_domain, tube
 
 COUNT = 4096

@@ -151,6 +151,20 @@ def test_blood_enters_by_the_wider_end_whichever_way_the_path_runs(tube, widths,
     assert (flow.tangent[..., 0] > 0.999).all() and (flow.section_target > 0).all()
 
 
+def test_an_exit_before_the_end_of_its_vessel_turns_no_flow_round(tube):
+    """The graph goes on to the tip of a mask, the exit lies before its rounded end."""
+    vessel, vessels = tube(), tube_tree(-16.0, 16.0)
+    vessels = replace(vessels, position=1.2 * vessels.position)
+    path = resample_path(vessel.path, vessel.tangent, vessel.radius, step_mm=0.5)
+    assert path is not None
+    lumen = wall_function(vessel.prob, vessel.spacing, 1.6, path.position)
+    assert lumen is not None
+    domain = driven_domain(lumen, path, vessels, 4.0)
+    assert domain is not None and np.ptp(domain.centreline[:, 0]) > 35
+    np.testing.assert_allclose(domain.downstream, np.tile([1.0, 0, 0], (len(domain.centreline), 1)))
+    np.testing.assert_allclose(domain.centreline_flux, 1)
+
+
 def test_caps_of_a_fork_carry_their_shares():
     domain = fork_domain()
     share = murray_outflow(np.array([PARENT, LEFT, RIGHT]))

@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aneurysm.physics.fluid import CarreauYasuda, Fluid, Scales, murray_speed, reynolds_number
 from aneurysm.physics.jet_mlp import JetMLP
 from aneurysm.physics.jets import JetField, autograd_jet
 from aneurysm.physics.navier_stokes import (
-    CarreauYasuda,
     Conditioned,
-    Fluid,
-    Scales,
     compute_navier_stokes_residuals,
     flow_residual,
-    murray_speed,
     navier_stokes_residual,
-    reynolds_number,
 )
 from aneurysm.physics.reference_flows import EthierSteinman, Poiseuille, TaylorGreen
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aneurysm.physics.navier_stokes import Scales, flow_residual
+from aneurysm.physics.fluid import Scales
+from aneurysm.physics.navier_stokes import flow_residual
 from aneurysm.physics.reference_flows import (
     Beltrami,
     Dean,

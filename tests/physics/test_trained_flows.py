@@ -12,8 +12,8 @@ from aneurysm.physics.fit import FitSettings
 from aneurysm.physics.reference_flows import Dean
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import flow_cases  # noqa: E402
-import trained_flows  # noqa: E402
+import flow_cases
+import trained_flows
 
 NEEDS_GOLDEN = pytest.mark.skipif(
     not flow_cases.GOLDEN.exists(),
