@@ -141,7 +141,7 @@ def straight(caps: bool = True) -> Case:
     """Poiseuille's flow, between caps or with the flux normalised alone."""
     poiseuille = Poiseuille(viscosity=1 / TUBE_RE)
     domain = vessels.straight_domain(vessels.tube(3.0), 3.0, caps)
-    return Case(domain, TUBE_RE, poiseuille, fit=FitSettings(300, 5e-3), points=512, pool=8192)
+    return Case(domain, TUBE_RE, poiseuille, fit=FitSettings(400, 1e-2), points=512, pool=8192)
 
 
 def guide() -> Case:
@@ -193,7 +193,9 @@ def sac(caps: bool = True, ramp: bool = False) -> Case:
 
 def fork() -> Case:
     """A parent vessel that divides into two equal daughters, with Murray's split at the caps."""
-    return Case(vessels.fork_domain(), FORK_RE, sampler="uniform", shy=0.4)
+    closed = replace(FULL_FORCE, continuity_weight=10.0)
+    fit = FitSettings(1000, 1e-2)
+    return Case(vessels.fork_domain(), FORK_RE, fit=fit, sampler="uniform", curriculum=closed)
 
 
 def in_sac(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ interpolated bounce-back at the wall's exact distance along each link, Poiseuill
 constant pressure at the outlet. `--halfway` puts every wall half-way between nodes instead, which shows the
 error of a staircase. Two lines are printed per resolution; `--out` keeps the finest.
 
-With numba 10 nodes per radius take half a minute on one core, 28 take half an hour (the fourth power of the
+With numba 10 nodes per radius take half a minute on one core, 20 take five minutes (the fourth power of the
 nodes); without it two to three times that.
 """
 

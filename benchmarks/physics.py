@@ -104,9 +104,8 @@ def steps(base: Sequence[str], rounds: int, device: str) -> None:
     s = settings["none"].expert
     batch = candidates(int(s.batch), int(s.crop), device)
     sides = {arm: training_step(module, batch) for arm, module in modules.items()}
-    sides["head"] = head_alone(modules["SOAP"], batch[0].flow)
-    sides["head"]()  # for the gradients that the optimiser needs
-    sides["ten steps of SOAP"] = soap_alone(modules["SOAP"])
+    alone = made(settings["SOAP"]).to(device)
+    sides |= {"head": head_alone(alone, batch[0].flow), "ten steps of SOAP": soap_alone(alone)}
     seconds = shortest(in_turns(sides, rounds, device), device)
     print(f"\nA training step of {s.batch} candidates of {s.crop}^3 voxels")
     header("physics", "step, ms", "physics' share")

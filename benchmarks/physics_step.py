@@ -77,10 +77,14 @@ def head_alone(module: ExpertModule, flow: Movable | None) -> Callable[[], None]
 
 
 def soap_alone(module: ExpertModule) -> Callable[[], None]:
-    """The flow network's optimiser, after a `head_alone`: ten steps, in which it turns its basis once."""
+    """Ten steps of the flow network's optimiser on random gradients, in which it turns its basis once."""
     soap = module.configure_optimizers()["optimizer"].parts[1]
+    assert module.net.physics is not None
+    weights = list(module.net.physics.parameters())
 
     def ten() -> None:
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
         for _ in range(10):
             soap.step()
 

@@ -3,8 +3,9 @@
 With walls that hold the blood and nothing that moves it, standing blood obeys the equations exactly. At
 every cap, a cross-section where a vessel leaves the crop, the flow is therefore prescribed: its direction
 along the vessel, its profile that of the wall function, its amount from the vessel tree. The velocity is
-u = phi (sum_k A_k b_k t_k + chi N): phi is zero on the wall, b_k is 1 on cap k and falls to 0 within three
-radii, chi is zero on all caps, and the network N is free in between.
+u = phi (sum_k A_k b_k t_k + chi (V + N)): phi is zero on the wall, b_k is 1 on cap k and falls to 0 within
+three radii, chi is zero on all caps, and the network N is free in between. V runs along the centrelines: it
+is where the network starts from, which else has to invent all the flow between the caps first.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from aneurysm.physics.jets import composed_jet, plane_jet, product_jet, square_distance_jet
+from aneurysm.physics.jets import autograd_jet, composed_jet, plane_jet, product_jet, square_distance_jet
 
 FULL: Final = 1.3  # in cap radii from its centre: the cap's influence is full up to here
 GONE: Final = 3.0  # and has ended here
+BACKGROUND: Final = 0.25  # weight of standing blood beside the guide: a sac, three radii off, starts slow
 RISE: Final = 2.0  # in cap radii along the vessel: where the network has become free
 
 
@@ -47,12 +49,38 @@ class Cap:
         return (away @ self.inward < 0) & (np.linalg.norm(away, axis=1) < GONE * self.radius)
 
 
-def drive(
-    points: Float[Tensor, "n 3"], caps: Sequence[Cap]
-) -> tuple[Float[Tensor, "5 n"], Float[Tensor, "5 n 3"]]:
-    """Jets of chi and of sum_k A_k b_k t_k at points in the unit and axes of the caps.
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """Where blood is expected to run: points along the centrelines of a domain, any unit of length."""
 
-    Without caps chi is 1 and nothing is prescribed.
+    position: Float[np.ndarray, "g 3"]
+    velocity: Float[np.ndarray, "g 3"]  # where the wall function is 1, U
+    radius: Float[np.ndarray, "g"]  # of the vessel
+
+    def placed(self, origin: np.ndarray, frame: np.ndarray, unit: float) -> "Guide":
+        """The guide in other axes (rows of `frame`) and another unit of length."""
+        return Guide((self.position - origin) @ frame.T / unit, self.velocity @ frame.T, self.radius / unit)
+
+    def jet(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "5 n 3"]:
+        """Jets of V: the velocities beside a point, weighted by nearness, falling to 0 away from them all."""
+        position, velocity, radius = (
+            torch.as_tensor(part, dtype=points.dtype) for part in vars(self).values()
+        )
+
+        def mean(x: Tensor) -> Tensor:
+            square = (x[:, None] - position).square().sum(-1)  # (n, g)
+            weight = torch.exp(-square / (2 * radius**2))
+            return weight @ velocity / (weight.sum(1, keepdim=True) + BACKGROUND)
+
+        return autograd_jet(mean, points).detach()
+
+
+def drive(
+    points: Float[Tensor, "n 3"], caps: Sequence[Cap], guide: Guide | None = None
+) -> tuple[Float[Tensor, "5 n"], Float[Tensor, "5 n 3"]]:
+    """Jets of chi and of sum_k A_k b_k t_k + chi V at points in the unit and axes of the caps.
+
+    Without caps chi is 1; without caps and guide nothing is prescribed.
     """
     free = torch.zeros(5, len(points), dtype=points.dtype)
     free[0] = 1
@@ -64,6 +92,8 @@ def drive(
         held = product_jet(near, _held(plane_jet(points, centre, inward), RISE * cap.radius))
         held[0] -= 1  # chi_k = 1 - held
         free = product_jet(free, -held)
+    if guide is not None:
+        prescribed = prescribed + product_jet(free[..., None], guide.jet(points))
     return free, prescribed
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from aneurysm.physics.caps import Cap, drive
+from aneurysm.physics.caps import Cap, Guide, drive
 from aneurysm.physics.flow_points import FlowPoints, Sites, no_flow
 from aneurysm.physics.lumen import Lumen, Wall, wall_function
 from aneurysm.physics.network_flow import VesselTree, edge_flow, murray_outflow
@@ -31,7 +31,10 @@ MIN_LUMEN_VOXELS = 64
 SMOOTHING = 0.4  # of the radius: less leaves voxel steps that floor the residual, more closes small sacs
 CAP_RAYS = 16
 CAP_STEPS = (0.25, 0.75, 1.5, 2.5)  # radii inwards from an exit at which a whole cross-section is sought
-STILL = 0.05  # of the inflow: less through the parent vessel, and it cannot set the scale
+GUIDE_POINTS = 40
+RESOLVED = 0.2  # mean of the wall function over a cap: below, smoothing has all but closed the vessel
+NARROW = 0.4  # of the widest exit's radius: below, an exit carries a few percent and is walled off
+STILL = 0.3  # of the inflow: less through the parent vessel, and the crop is about another vessel's flow
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Domain:
     downstream: Float[np.ndarray, "c 3"]
     centreline_flux: Float[np.ndarray, "c"]
     radius_mm: float  # R
+    guide: Guide | None = None  # where the network's flow starts from
 
     def inside(self, points: Float[np.ndarray, "n 3"]) -> np.ndarray:
         """Whether points lie between the caps, or between the ends of the path where there are none; (n,)."""
@@ -139,11 +143,13 @@ def driven_domain(lumen: Lumen, path: Path, tree: VesselTree, radius_mm: float) 
     further inside; an exit that has none at all, as when two vessels touch there, is walled off.
     """
     cuts = [_cap_cut(lumen, tree, k) for k in range(len(tree.exit_radius))]
-    kept = np.array([k for k, cut in enumerate(cuts) if cut is not None], dtype=np.int64)
+    # Of the lumen as it is resolved: what the graph takes for wider or narrower cannot be flowed through.
+    width = np.array([0.0 if cut is None else cut.radius for cut in cuts])
+    kept = np.flatnonzero((width > 0) & (width >= NARROW * width.max(initial=0.0)))
     if len(kept) < 2:
         return None
     outflow = np.zeros(len(cuts))
-    outflow[kept] = murray_outflow(tree.exit_radius[kept])
+    outflow[kept] = murray_outflow(width[kept])
     flow = edge_flow(tree, outflow)
     centreline, downstream, flux = _centreline(tree, flow, outflow, cuts, lumen.step_mm / 2)
     # The parent vessel's own flow is the unit; it runs the way of the path, or the path is turned around.
@@ -156,10 +162,12 @@ def driven_domain(lumen: Lumen, path: Path, tree: VesselTree, radius_mm: float) 
         path = path.reversed()
     caps = []
     for k in kept:
-        centre, inward, reach, area = cuts[k]  # type: ignore[misc]
-        strength = -outflow[k] / parent * np.pi * radius_mm**2 / area
-        caps.append(Cap(centre, inward, reach, float(strength)))
-    domain = Domain(lumen, path, tuple(caps), centreline, downstream, flux / parent, radius_mm)
+        cut = cuts[k]
+        assert cut is not None
+        strength = -outflow[k] / parent * np.pi * radius_mm**2 / cut.openness_mm2
+        caps.append(Cap(cut.centre, cut.inward, cut.reach, float(strength)))
+    guide = _guide(lumen, tree, flow / parent, radius_mm)
+    domain = Domain(lumen, path, tuple(caps), centreline, downstream, flux / parent, radius_mm, guide)
     stretch = _beside_candidate(path, domain.inside(path.position))
     closed = _between_caps(lumen, replace(domain, path=stretch)) if stretch is not None else None
     if stretch is None or closed is None:
@@ -187,12 +195,13 @@ def place_flow(
     origin = path.position[nearest]
     frame = _frame(sections.tangent, path.tangent[nearest], towards=-origin)
     caps = [cap.placed(origin, frame, radius) for cap in domain.caps]
+    guide = None if domain.guide is None else domain.guide.placed(origin, frame, radius)
 
     def sites(position: np.ndarray) -> Sites:
         jet = domain.wall.jet(position)
         wall = np.concatenate([jet[:, :1], jet[:, 1:4] @ frame.T * radius, jet[:, 4:] * radius**2], axis=1)
         placed = _tensor((position - origin) @ frame.T / radius)
-        free, prescribed = drive(placed, caps)
+        free, prescribed = drive(placed, caps, guide)
         return Sites(placed[None], _tensor(wall)[None], free.T[None], prescribed.movedim(0, 1)[None])
 
     on_line = KDTree(domain.centreline)
@@ -221,8 +230,46 @@ def place_flow(
     )
 
 
-def _cap_cut(wall: Wall, tree: VesselTree, k: int) -> tuple[np.ndarray, np.ndarray, float, float] | None:
-    """Centre, inward direction, reach in mm and integral of phi in mm^2 of an exit's cross-section."""
+def _guide(wall: Wall, tree: VesselTree, flow: np.ndarray, radius_mm: float) -> Guide | None:
+    """Points along the edges, at most `GUIDE_POINTS` about, with the speed that their flow asks for there.
+
+    Args:
+        flow: through the edges, in that of the parent vessel.
+    """
+    if len(flow) == 0:
+        return None
+    many = max(1, GUIDE_POINTS // len(flow))
+    share = ((np.arange(many) + 0.5) / many)[None, :, None]
+    start, end = tree.position[tree.edges[:, 0]][:, None], tree.position[tree.edges[:, 1]][:, None]
+    position = (start + share * (end - start)).reshape(-1, 3)  # (e * many, 3)
+    length = np.maximum(np.linalg.norm(end - start, axis=2, keepdims=True), 1e-9)
+    along = np.repeat((end - start) / length, many, axis=1).reshape(-1, 3)
+    amount, radius = np.repeat(flow, many), np.repeat(tree.edge_radius, many)
+    centre, directions, distance, closed = cut_across(wall, position, along, radius, CAP_RAYS)
+    at, area = star_quadrature(centre, directions, distance)
+    openness = (np.maximum(wall.interpolate(at), 0) * area).sum(1)
+    whole = area.sum(1)
+    # Where a vessel forks or a sac opens there is no cross-section; the neighbours speak for such a place.
+    usable = closed & (distance.min(1) > 0) & (openness > RESOLVED * whole)
+    if not usable.any():
+        return None
+    speed = amount[usable] * np.pi * radius_mm**2 / openness[usable]
+    return Guide(centre[usable], speed[:, None] * along[usable], np.sqrt(whole[usable] / np.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """The cross-section of an exit."""
+
+    centre: np.ndarray  # (3,) mm
+    inward: np.ndarray  # (3,) unit
+    reach: float  # mm, longest way from the centre to the wall
+    radius: float  # mm, of a circle of the same area
+    openness_mm2: float  # integral of phi
+
+
+def _cap_cut(wall: Wall, tree: VesselTree, k: int) -> _Cut | None:
+    """The first whole cross-section inwards from an exit; None where there is none, or it is all wall."""
     inward, radius = -tree.exit_outward[k], float(tree.exit_radius[k])
     for steps in CAP_STEPS:
         start = tree.exit_position[k] + steps * radius * inward
@@ -232,7 +279,9 @@ def _cap_cut(wall: Wall, tree: VesselTree, k: int) -> tuple[np.ndarray, np.ndarr
         if closed[0] and distance.min() > 0:
             position, area = star_quadrature(centre, directions, distance)
             phi = np.maximum(wall.jet(position[0])[:, 0], 0)
-            return centre[0], inward, float(distance.max()), float(phi @ area[0])
+            openness, whole = float(phi @ area[0]), float(area[0].sum())
+            if openness > RESOLVED * whole:
+                return _Cut(centre[0], inward, float(distance.max()), np.sqrt(whole / np.pi), openness)
     return None
 
 

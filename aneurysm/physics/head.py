@@ -243,12 +243,11 @@ class PhysicsHead(nn.Module):
 
         What is measured afterwards is measured on all of its points, which are uniform.
         """
-        batch = latent.shape[0]
-        rows = flow.valid.nonzero()[:, 0]
-        residual = latent.new_zeros(batch, dtype=torch.float32)
-        loss, features = residual.clone(), residual[:, None].expand(-1, self.feature_count).clone()
-        dtype = self.field.network.dtype
+        batch, dtype = latent.shape[0], self.field.network.dtype
         with torch.inference_mode(False), torch.autocast(latent.device.type, enabled=False):
+            residual = torch.zeros(batch, device=latent.device)
+            loss, features = residual.clone(), residual[:, None].repeat(1, self.feature_count)
+            rows = flow.valid.nonzero()[:, 0]
             for row in rows.tolist():
                 field = copy.deepcopy(self.field)
                 field.requires_grad_(True)
@@ -264,7 +263,7 @@ class PhysicsHead(nn.Module):
                 features[row] = self.measure(code, own, result, field=field)[0].float()
                 residual[row] = (result.mass + result.force).mean().clamp(min=1e-30).log10().float()
                 loss[row] = result.rows[0].float()
-        nothing = latent.new_zeros((), dtype=torch.float32)
+        nothing = torch.zeros((), device=latent.device)
         return PhysicsOutput(nothing, loss, residual, features, flow.valid, flow.driven)
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from aneurysm.physics.jets import autograd_jet, product_jet
 from aneurysm.physics.sections import Path, cut_across, star_quadrature
 
 DAUGHTER = 0.5 ** (1 / 3)  # radius of two equal daughters by Murray's law, 1 = 2 r^3
+FILLET = 4.0  # sharpness of the edges of a fork, 1/R
 _CHUNK = 4096  # points whose derivatives are taken at a time
 
 
@@ -97,7 +98,7 @@ def fork(angle_deg: float = 35.0, daughter: float = DAUGHTER, length: float = 4.
     """A parent tube of radius 1 along the first axis that divides at the origin into two daughters.
 
     The daughters lie in the plane of the first two axes, `angle_deg` off the parent's direction to either
-    side.
+    side. The three are blended smoothly; away from the fork each is a round tube with a parabolic phi.
     """
     arms = _arms(angle_deg)
 
@@ -106,11 +107,11 @@ def fork(angle_deg: float = 35.0, daughter: float = DAUGHTER, length: float = 4.
             axis = torch.as_tensor(direction, dtype=x.dtype)
             along = (x @ axis)[..., None]
             # A rounded end: the tube starts at the fork, a little back so that the parts overlap.
-            nearest = torch.nn.functional.softplus(along * 6) / 6
+            nearest = torch.nn.functional.softplus(along * 3) / 3
             return (radius**2 - (x - nearest * axis).square().sum(-1)) / radius
 
         parts = [branch(np.array([-1.0, 0, 0]), 1.0), *(branch(arm, daughter) for arm in arms)]
-        return _either(_either(parts[0], parts[1]), parts[2])
+        return torch.logsumexp(FILLET * torch.stack(parts), dim=0) / FILLET
 
     side = length * np.sin(np.deg2rad(angle_deg)) + 1
     return FormulaWall(phi, (-length, -side, -1.2), (length, side, 1.2))
@@ -217,7 +218,7 @@ def _arms(angle_deg: float) -> list[np.ndarray]:
     return [np.array([np.cos(angle), side * np.sin(angle), 0.0]) for side in (1, -1)]
 
 
-def _either(a: Tensor, b: Tensor, rounding: float = 0.1) -> Tensor:
+def _either(a: Tensor, b: Tensor, rounding: float) -> Tensor:
     """Positive where a or b is: Rvachev's disjunction, with its edge rounded."""
     return a + b + torch.sqrt(a**2 + b**2 + rounding**2 + 1e-12)
 

@@ -169,13 +169,17 @@ def test_caps_of_a_fork_carry_their_shares():
     domain = fork_domain()
     share = murray_outflow(np.array([PARENT, LEFT, RIGHT]))
     assert len(domain.caps) == 3
+    total = 0.0
     for cap, part in zip(domain.caps, share, strict=True):
         # Four times the rays that set its strength.
         star = cut_across(domain.wall, cap.centre[None], cap.inward[None], np.array([cap.radius]), 64)
         position, area = star_quadrature(*star[:3])
         flux = cap.strength * float(domain.wall.jet(position[0])[:, 0] @ area[0])
-        assert flux == pytest.approx(-part * np.pi * 3.5**2, rel=0.01)
+        # Radii are those of the lumen as it is resolved, to 2 %, and their cubes make the shares.
+        assert flux == pytest.approx(-part * np.pi * 3.5**2, rel=0.06)
+        total += flux
         assert star[2].max() < 1.3 * cap.radius  # the profile is prescribed on the whole cross-section
+    assert total == pytest.approx(0, abs=0.01 * np.pi * 3.5**2)  # what flows in flows out
     outward = [-cap.inward for cap in domain.caps]
     np.testing.assert_allclose(outward, [[-1, 0, 0], TO_LEFT, TO_RIGHT], atol=1e-3)
 
@@ -189,7 +193,9 @@ def test_flux_through_the_sections_of_a_fork_follows_murray():
     before = place[:, 0] < SPLIT[0]
     assert before.any() and (~before).any()
     np.testing.assert_allclose(target[before], 1, rtol=1e-9)
-    np.testing.assert_allclose(target[~before], LEFT**3 / (LEFT**3 + RIGHT**3), rtol=1e-9)
+    # By the radii of the resolved lumen, to 2 %: one value for the branch, and not far from the nominal one.
+    np.testing.assert_allclose(target[~before], LEFT**3 / (LEFT**3 + RIGHT**3), rtol=0.06)
+    assert np.ptp(target[~before]) < 1e-9
     # In each branch the vessel's direction is its own.
     where, tangent = in_mm(flow, flow.bulk) - SPLIT, (flow.tangent[0] @ flow.frame[0]).numpy()
     for way in (TO_LEFT, TO_RIGHT):

@@ -82,11 +82,11 @@ def test_a_sac_breaks_the_coherence_of_the_flow(tube):
     shape = (40, 47, 29)
     flow = collate_flow(
         [
-            tube(shape=shape).sample(0, n_points=192, n_sections=4),
-            tube(shape=shape, sac=(1.3, 2.04)).sample(1, n_points=192, n_sections=4),
+            tube(shape=shape).sample(0, n_points=128, n_sections=4),
+            tube(shape=shape, sac=(1.3, 2.04)).sample(1, n_points=128, n_sections=4),
         ]
     )
-    head = PhysicsHead(latent_dim=2, points=192)
+    head = PhysicsHead(latent_dim=2, points=128)
     latent = torch.eye(2)
     fit(head, latent, flow, steps=150)
     with torch.no_grad():

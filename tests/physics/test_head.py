@@ -197,16 +197,7 @@ def test_shares_of_points_near_the_wall_and_the_candidate(tube):
         assert len(chosen[0, part].unique()) == part.stop - part.start
 
 
-@pytest.mark.parametrize(
-    "quietly",
-    [
-        torch.no_grad,
-        pytest.param(
-            torch.inference_mode,
-            marks=pytest.mark.xfail(reason="results are laid out while inference mode is still on"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("quietly", [torch.no_grad, torch.inference_mode])
 def test_refining_fits_a_copy_to_every_vessel(batch, quietly):
     torch.manual_seed(0)
     head = PhysicsHead(latent_dim=6, width=16, points=64, refine_steps=30).eval()
