@@ -241,8 +241,8 @@ def flow_state(head: nn.Module | None, output: ExpertOutput, progress: float) ->
     return {
         "flow/valid": reading.valid.float().mean(),
         "flow/driven": reading.driven.float().mean(),
-        "flow/momentum_weight": torch.tensor(weights.momentum),
-        "flow/reynolds_cap": torch.tensor(weights.reynolds_cap),
+        "flow/momentum_weight": torch.full_like(output.logit[0], weights.momentum),
+        "flow/reynolds_cap": torch.full_like(output.logit[0], weights.reynolds_cap),
     }
 
 
@@ -260,10 +260,12 @@ def judge(
         output: ExpertOutput = net(inputs.to(device))
         p = torch.sigmoid(output.logit).cpu().numpy()
         mask = torch.sigmoid(output.mask_logit[:, 0]).cpu().numpy()
-        flow = output.physics
+        flow: Any = output.physics
         head = net.physics
         if flow is not None and isinstance(head, PhysicsHead) and head.refine_steps:
-            flow = head.refine(net.to_latent(output.embedding), inputs.to(device).flow)
+            latent: Any = net.to_latent
+            places: Any = inputs.to(device).flow
+            flow = head.refine(latent(output.embedding), places)
         for i, one in enumerate(part):
             offset = output.offset_mm[i].cpu().numpy().astype(np.float64)
             place = inside(one.case.grid, one.centre_mm + offset)
