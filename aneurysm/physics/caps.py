@@ -3,9 +3,10 @@
 With walls that hold the blood and nothing that moves it, standing blood obeys the equations exactly. At
 every cap, a cross-section where a vessel leaves the crop, the flow is therefore prescribed: its direction
 along the vessel, its profile that of the wall function, its amount from the vessel tree. The velocity is
-u = phi (sum_k A_k b_k t_k + chi (V + N)): phi is zero on the wall, b_k is 1 on cap k and falls to 0 within
-three radii, chi is zero on all caps, and the network N is free in between. V runs along the centrelines: it
-is where the network starts from, which else has to invent all the flow between the caps first.
+u = phi ((1 - chi) sum_k A_k b_k t_k + chi (V + N)): phi is zero on the wall, b_k is 1 on cap k and falls to 0
+within three radii, chi is zero on all caps, and the network N is free in between. V runs along the
+centrelines: it is where the network starts from, which else has to invent all the flow between the caps first.
+Without a guide to say so, V is the sum over the caps.
 """
 
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class Guide:
 def drive(
     points: Float[Tensor, "n 3"], caps: Sequence[Cap], guide: Guide | None = None
 ) -> tuple[Float[Tensor, "5 n"], Float[Tensor, "5 n 3"]]:
-    """Jets of chi and of sum_k A_k b_k t_k + chi V at points in the unit and axes of the caps.
+    """Jets of chi and of (1 - chi) sum_k A_k b_k t_k + chi V at points in the unit and axes of the caps.
 
     Without caps chi is 1; without caps and guide nothing is prescribed.
     """
@@ -93,7 +94,8 @@ def drive(
         held[0] -= 1  # chi_k = 1 - held
         free = product_jet(free, -held)
     if guide is not None:
-        prescribed = prescribed + product_jet(free[..., None], guide.jet(points))
+        # V takes over from the caps where the network does; beside them both would be counted.
+        prescribed = prescribed + product_jet(free[..., None], guide.jet(points) - prescribed)
     return free, prescribed
 
 

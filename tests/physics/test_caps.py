@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aneurysm.physics.caps import FULL, GONE, RISE, Cap, drive
+from aneurysm.physics.caps import BACKGROUND, FULL, GONE, RISE, Cap, Guide, drive
 from aneurysm.physics.flow_domain import Numbers, place_flow
 from aneurysm.physics.flow_field import FlowField
 from aneurysm.physics.flow_points import FlowPoints, Sites
@@ -30,6 +30,11 @@ def random_caps(seed: int, count: int = 3) -> list[Cap]:
     ]
 
 
+def random_guide(seed: int) -> Guide:
+    rng = np.random.default_rng([seed, 2])
+    return Guide(rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), rng.uniform(0.4, 1.2, 6))
+
+
 def around(caps: list[Cap], seed: int, count: int = 200) -> Tensor:
     """Points up to a little beyond the reach of the caps, on both sides of them."""
     rng = np.random.default_rng([seed, 1])
@@ -46,7 +51,7 @@ def on_disc(cap: Cap, reach: float, count: int = 50) -> Tensor:
     return torch.tensor(cap.centre + flat)
 
 
-def written_out(caps: list[Cap], x: Tensor) -> Tensor:
+def written_out(caps: list[Cap], guide: Guide | None, x: Tensor) -> Tensor:
     """chi and the prescribed velocity as plain functions of position, (n, 4)."""
     free, prescribed = torch.ones_like(x[:, 0]), torch.zeros_like(x)
     for cap in caps:
@@ -57,16 +62,24 @@ def written_out(caps: list[Cap], x: Tensor) -> Tensor:
         depth = (x - centre) @ inward / (RISE * cap.radius)
         free = free * (1 - near * (1 - depth).clamp(min=0) ** 4)
         prescribed = prescribed + cap.strength * near[:, None] * inward
+    if guide is not None:
+        weight, run = torch.zeros_like(free), torch.zeros_like(prescribed)
+        for position, velocity, radius in zip(guide.position, guide.velocity, guide.radius, strict=True):
+            near = torch.exp(-0.5 * (x - torch.tensor(position)).square().sum(-1) / radius**2)
+            weight, run = weight + near, run + near[:, None] * torch.tensor(velocity)
+        run = run / (weight + BACKGROUND)[:, None]
+        prescribed = (1 - free)[:, None] * prescribed + free[:, None] * run
     return torch.cat((free[:, None], prescribed), dim=1)
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_jets_are_those_of_nested_autograd(seed):
-    caps = random_caps(seed)
+def test_jets_are_those_of_nested_autograd(seed, guided):
+    caps, guide = random_caps(seed), random_guide(seed) if guided else None
     points = around(caps, seed)
-    free, prescribed = drive(points, caps)
+    free, prescribed = drive(points, caps, guide)
     mine = torch.cat((free[..., None], prescribed), dim=-1)
-    theirs = autograd_jet(lambda x: written_out(caps, x), points)
+    theirs = autograd_jet(lambda x: written_out(caps, guide, x), points)
     for row in range(5):  # each derivative against its own size
         largest = float(theirs[row].detach().abs().max())
         torch.testing.assert_close(mine[row], theirs[row], rtol=0, atol=1e-9 * largest)
@@ -90,6 +103,25 @@ def test_the_network_is_silent_on_a_cap_and_free_far_from_it():
     assert drive(inside, [cap])[0][0] == 1
 
 
+def test_a_guide_leads_from_cap_to_cap_and_changes_neither():
+    caps, guide = random_caps(5, count=1), random_guide(5)
+    (cap,) = caps
+    for points in (on_disc(cap, FULL), on_disc(cap, 0.5 * FULL)):
+        torch.testing.assert_close(
+            drive(points, caps, guide)[1][0], drive(points, caps)[1][0], rtol=0, atol=1e-12
+        )
+    # Where the network is free only the guide counts: beside the cap both would be too much.
+    inside = on_disc(cap, 0.5) + 1.001 * RISE * cap.radius * torch.tensor(cap.inward)
+    assert drive(inside, caps)[1][0].abs().max() > 0
+    torch.testing.assert_close(drive(inside, caps, guide)[1], guide.jet(inside), rtol=0, atol=1e-12)
+    # One point of a guide alone: its own velocity, shared with the standing blood around it.
+    one = Guide(np.zeros((1, 3)), np.array([[2.0, -1.0, 0.5]]), np.ones(1))
+    steps = torch.tensor([[0.0, 0, 0], [0, 1, 0], [30, 0, 0]]).double()
+    weight = torch.tensor([1, np.exp(-0.5), 0])
+    expected = (weight / (weight + BACKGROUND))[:, None] * torch.tensor(one.velocity)
+    torch.testing.assert_close(one.jet(steps)[0], expected, rtol=0, atol=1e-12)
+
+
 def test_nothing_is_prescribed_without_caps():
     free, prescribed = drive(torch.zeros(4, 3, dtype=torch.float64), [])
     assert (free[0] == 1).all() and not free[1:].any() and not prescribed.any()
@@ -106,9 +138,11 @@ def test_other_axes_and_units_change_nothing():
     points, origin, scale = around(caps, 4), rng.normal(size=3), 2.5
     frame = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turned = torch.tensor(frame)
-    free, prescribed = drive(points, caps)
+    guide = random_guide(4)
+    free, prescribed = drive(points, caps, guide)
     moved = (points - torch.tensor(origin)) @ turned.T / scale
-    other_free, other_prescribed = drive(moved, [cap.placed(origin, frame, scale) for cap in caps])
+    placed = [cap.placed(origin, frame, scale) for cap in caps]
+    other_free, other_prescribed = drive(moved, placed, guide.placed(origin, frame, scale))
     torch.testing.assert_close(other_free[0], free[0], rtol=0, atol=1e-11)
     torch.testing.assert_close(other_free[1:4], scale * turned @ free[1:4], rtol=0, atol=1e-10)
     torch.testing.assert_close(other_free[4], scale**2 * free[4], rtol=0, atol=1e-9)

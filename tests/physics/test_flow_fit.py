@@ -68,13 +68,21 @@ def test_straight_tube_becomes_poiseuille_flow(tube, driven):
     fresh = vessel.sample(seed=9, tree=tree)
     assert fresh.driven.item() is driven
     before = poiseuille_error(head, latent, fresh)
-    # Caps fix the ends and leave more to be found: more steps.
-    fit(head, latent, vessel.sample(seed=0, n_points=128, n_sections=4, tree=tree), 200 if driven else 120)
+    fit(head, latent, vessel.sample(seed=0, n_points=128, n_sections=4, tree=tree), steps=120)
     after = poiseuille_error(head, latent, fresh)
     assert after < 0.06 and after < 0.1 * before
     out = head(latent, fresh)
-    assert out.coherence[0] > 0.99 and out.features[0, -1] < (0.03 if driven else 0.02)
-    assert out.residual_log10[0] < (-1.2 if driven else -2.5)
+    assert out.coherence[0] > 0.99 and out.features[0, -1] < 0.02 and out.residual_log10[0] < -2.5
+
+
+def test_a_silent_network_starts_along_the_centreline_with_the_right_flux(tube):
+    head = PhysicsHead(latent_dim=4, points=128).eval()
+    with torch.no_grad():
+        head.field.network.readout.weight.zero_()
+    flow = tube(shape=(32, 29, 29)).sample(tree=through(16.0, 4.0))
+    # In a tube that is Poiseuille's flow at once, but for the wall function, which is no exact parabola.
+    assert flow.driven.item() and poiseuille_error(head, torch.zeros(1, 4), flow) < 0.05
+    assert head(torch.ones(1, 4), flow).features[0, -1] < 0.02
 
 
 def test_a_sac_breaks_the_coherence_of_the_flow(tube):
@@ -82,11 +90,11 @@ def test_a_sac_breaks_the_coherence_of_the_flow(tube):
     shape = (40, 47, 29)
     flow = collate_flow(
         [
-            tube(shape=shape).sample(0, n_points=128, n_sections=4),
-            tube(shape=shape, sac=(1.3, 2.04)).sample(1, n_points=128, n_sections=4),
+            tube(shape=shape).sample(0, n_points=192, n_sections=4),
+            tube(shape=shape, sac=(1.3, 2.04)).sample(1, n_points=192, n_sections=4),
         ]
     )
-    head = PhysicsHead(latent_dim=2, points=128)
+    head = PhysicsHead(latent_dim=2, points=192)
     latent = torch.eye(2)
     fit(head, latent, flow, steps=150)
     with torch.no_grad():
