@@ -115,7 +115,11 @@ def _areas(one: Judged, columns: tuple[str, ...], times: dict[str, np.ndarray], 
                 resampled_auc(np.where(np.isfinite(values), truth, np.nan), np.nan_to_num(values), weights)
             )
         per_fold.append(np.stack(areas, axis=1))
-    return np.nanmean(per_fold, axis=0)
+    # A fold with one kind of candidate only has no AUC; without any fold there is none at all.
+    stacked = np.stack(per_fold)
+    known = np.isfinite(stacked)
+    total = np.where(known, stacked, 0).sum(0)
+    return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan), where=known.any(0))
 
 
 def _with_intervals(runs: list[Judged], statistic: Any) -> list[tuple[float, float, float]]:

@@ -193,9 +193,15 @@ def sac(caps: bool = True, ramp: bool = False) -> Case:
 
 def fork() -> Case:
     """A parent vessel that divides into two equal daughters, with Murray's split at the caps."""
-    closed = replace(FULL_FORCE, continuity_weight=10.0)
-    fit = FitSettings(1000, 1e-2)
-    return Case(vessels.fork_domain(), FORK_RE, fit=fit, sampler="uniform", curriculum=closed)
+    return Case(
+        vessels.fork_domain(),
+        FORK_RE,
+        candidate=lambda x: (x - x.new_tensor((1.0, 0.0, 0.0))).norm(dim=-1) < 1,  # around the flow divider
+        dome_share=0.2,
+        fit=FitSettings(1500, 1e-2),
+        sampler="uniform",
+        curriculum=replace(FULL_FORCE, continuity_weight=10.0),
+    )
 
 
 def in_sac(x: Tensor) -> Tensor:

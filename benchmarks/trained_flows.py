@@ -182,6 +182,7 @@ def draw_bend(axes: Axes, fitted: Fitted) -> None:
     axes.quiver(grid[s], grid[s], -velocity[s, s, 1], velocity[s, s, 2], color="white", scale=1.2)
     axes.axhline(0, color="white", lw=0.8)
     dress(axes, "inside <- X / R -> outside", "Z / R", "Bend: trained above, Dean below")
+    axes.grid(False)
 
 
 def draw_plane(axes: Axes, fitted: Fitted, x: np.ndarray, y: np.ndarray, across: int, title: str) -> None:
@@ -198,6 +199,7 @@ def draw_plane(axes: Axes, fitted: Fitted, x: np.ndarray, y: np.ndarray, across:
     u, v = (np.where(inside, velocity[..., k], np.nan) for k in (0, across))
     axes.streamplot(x, y, u, v, color="white", linewidth=0.5, density=1.4, arrowsize=0.6)
     dress(axes, "x / R", f"{'xyz'[across]} / R", title)
+    axes.grid(False)
 
 
 def draw(fits: dict[str, Fitted], path: Path) -> None:

@@ -3,10 +3,10 @@
 With walls that hold the blood and nothing that moves it, standing blood obeys the equations exactly. At
 every cap, a cross-section where a vessel leaves the crop, the flow is therefore prescribed: its direction
 along the vessel, its profile that of the wall function, its amount from the vessel tree. The velocity is
-u = phi ((1 - chi) sum_k A_k b_k t_k + chi (V + N)): phi is zero on the wall, b_k is 1 on cap k and falls to 0
-within three radii, chi is zero on all caps, and the network N is free in between. V runs along the
-centrelines: it is where the network starts from, which else has to invent all the flow between the caps first.
-Without a guide to say so, V is the sum over the caps.
+u = phi ((1 - chi) sum_k A_k b_k t_k + chi (V + N)): phi is zero on the wall, b_k is 1 on cap k and falls to
+0 within three radii, chi is zero on all caps, and the network N is free in between. V runs along the
+centrelines: it is where the network starts from, which else has to invent all the flow between the caps
+first. Without a guide to say so, V is the sum over the caps.
 """
 
 from collections.abc import Sequence

@@ -140,7 +140,8 @@ def driven_domain(lumen: Lumen, path: Path, tree: VesselTree, radius_mm: float) 
     """Fluid between the caps of a vessel tree, or None where it has no two usable ones.
 
     A cap needs a cross-section that is walled all around. Those that have none at their exit are sought
-    further inside; an exit that has none at all, as when two vessels touch there, is walled off.
+    further inside. Nothing passes the cap of a narrow exit; an exit that has no cross-section at all, as when
+    two vessels touch there, gets no share of the flow and stays open.
     """
     cuts = [_cap_cut(lumen, tree, k) for k in range(len(tree.exit_radius))]
     # Of the lumen as it is resolved: what the graph takes for wider or narrower cannot be flowed through.
@@ -161,11 +162,10 @@ def driven_domain(lumen: Lumen, path: Path, tree: VesselTree, radius_mm: float) 
     if downstream[beside] @ path.tangent[middle] < 0:
         path = path.reversed()
     caps = []
-    for k in kept:
-        cut = cuts[k]
-        assert cut is not None
-        strength = -outflow[k] / parent * np.pi * radius_mm**2 / cut.openness_mm2
-        caps.append(Cap(cut.centre, cut.inward, cut.reach, float(strength)))
+    for cut, amount in zip(cuts, outflow / parent, strict=True):
+        if cut is not None:
+            strength = -amount * np.pi * radius_mm**2 / cut.openness_mm2
+            caps.append(Cap(cut.centre, cut.inward, cut.reach, float(strength)))
     guide = _guide(lumen, tree, flow / parent, radius_mm)
     domain = Domain(lumen, path, tuple(caps), centreline, downstream, flux / parent, radius_mm, guide)
     stretch = _beside_candidate(path, domain.inside(path.position))

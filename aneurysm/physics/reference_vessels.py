@@ -19,7 +19,7 @@ from aneurysm.physics.jets import autograd_jet, product_jet
 from aneurysm.physics.sections import Path, cut_across, star_quadrature
 
 DAUGHTER = 0.5 ** (1 / 3)  # radius of two equal daughters by Murray's law, 1 = 2 r^3
-FILLET = 4.0  # sharpness of the edges of a fork, 1/R
+FILLET = 3.0  # sharpness of the edges of a fork, 1/R
 _CHUNK = 4096  # points whose derivatives are taken at a time
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from aneurysm.physics.caps import drive
 from aneurysm.physics.flow_domain import (
     Domain,
     Numbers,
@@ -30,7 +31,7 @@ ROOT = np.array([-20.0, 0.0, 0.0])
 def tree(
     nodes: list[Point], edges: list[tuple[int, int]], exits: list[tuple[int, Point, Point, float]]
 ) -> VesselTree:
-    """Of nodes, edges between them and exits (node, position, outward, radius); edges have radius 1."""
+    """Of nodes, edges and exits (node, position, outward, radius); edges are as wide as the widest exit."""
     position = np.array(nodes, float).reshape(-1, 3)
     pairs = np.array(edges, np.int64).reshape(-1, 2)
     outward = np.array([one[2] for one in exits], float).reshape(-1, 3)
@@ -38,7 +39,7 @@ def tree(
         position=position,
         edges=pairs,
         edge_length=np.linalg.norm(position[pairs[:, 0]] - position[pairs[:, 1]], axis=1),
-        edge_radius=np.ones(len(edges)),
+        edge_radius=np.full(len(edges), max((one[3] for one in exits), default=1.0)),
         exit_node=np.array([one[0] for one in exits], np.int64),
         exit_position=np.array([one[1] for one in exits], float).reshape(-1, 3),
         exit_outward=outward / np.linalg.norm(outward, axis=1, keepdims=True),
@@ -135,10 +136,13 @@ def test_a_tube_is_driven_by_its_two_ends(tube):
     along = in_mm(flow, flow.bulk)[:, 0]
     # The caps: a quarter of a radius within the faces at -20 and 20.
     assert along.min() > -19 and along.max() < 19 and np.ptp(along) > 36
+    # From cap to cap the same speed along the vessel, which carries the flux by itself.
     asked = flow.bulk.prescribed[0, :, 0]
+    assert asked[:, 1:].abs().max() < 1e-9
+    torch.testing.assert_close(asked[:, 0], asked[:1, 0].expand(256), rtol=0.05, atol=0)
+    silent = (flow.section.prescribed[0, :, 0, 0] * flow.section.wall[0, :, 0]).reshape(6, -1)
+    np.testing.assert_allclose((silent * flow.section_weight[0]).sum(1), np.pi, rtol=0.02)
     near = np.abs(along) > 19 - 4
-    assert (asked[near, 0] > 1).all() and not asked[np.abs(along) < 19 - 3 * 4.4].any()
-    assert asked[:, 1:].abs().max() < 1e-9  # along the vessel
     free = flow.bulk.free[0, :, 0]
     assert (free[np.abs(along) < 19 - 2 * 4.4] == 1).all() and free[near].max() < 0.95
 
@@ -182,6 +186,20 @@ def test_caps_of_a_fork_carry_their_shares():
     assert total == pytest.approx(0, abs=0.01 * np.pi * 3.5**2)  # what flows in flows out
     outward = [-cap.inward for cap in domain.caps]
     np.testing.assert_allclose(outward, [[-1, 0, 0], TO_LEFT, TO_RIGHT], atol=1e-3)
+
+
+def test_nothing_passes_a_narrow_exit(monkeypatch):
+    monkeypatch.setattr("aneurysm.physics.flow_domain.NARROW", 0.7)  # between RIGHT and LEFT, of PARENT
+    domain, flow = fork_domain(), sample_fork(fork_tree())
+    inlet, outlet, closed = (cap.strength for cap in domain.caps)
+    assert inlet > 0 > outlet and closed == 0
+    well_formed(flow)
+    np.testing.assert_allclose(flow.section_target, np.pi, rtol=1e-9)
+    # Its branch ends at the cap, where neither caps nor network move the blood.
+    free, prescribed = drive(torch.tensor(domain.caps[2].centre[None]), domain.caps, domain.guide)
+    assert abs(free[0, 0]) < 1e-12 and prescribed[0].abs().max() < 1e-9
+    points = in_mm(flow, flow.bulk) - domain.caps[2].centre
+    assert (points @ TO_RIGHT)[np.linalg.norm(points, axis=1) < 2 * RIGHT].max() < 0
 
 
 def test_flux_through_the_sections_of_a_fork_follows_murray():

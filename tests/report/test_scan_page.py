@@ -47,7 +47,7 @@ def test_numbers_and_places(report, tmp_path, chain):
     assert f"Most likely location {LOCATIONS[5]} p = 0.66" in text
     x, y, z = chain.position[3]
     position = ", ".join(f"{value:.1f}".replace("-", "−") for value in (x, y, z))
-    assert f"1 0.90 {LOCATIONS[5]} {position} 25, 20, 3 65 0.80 −1.50 – 0.50" in text
+    assert f"1 0.90 {LOCATIONS[5]} {position} 25, 20, 3 65 0.80 −1.50 – – – 0.50" in text
     assert "dropped &lt;2&gt; slices" in page and "62 years" in page and "bundle 7" in page
     assert page.count("<img") == 3
 
