@@ -172,7 +172,8 @@ def merged_seeds(expert: pd.DataFrame) -> pd.DataFrame:
     """One row per candidate of an EXPERT table: means over folds and seeds."""
     keys = ("series_uid", "candidate", "fold", "seed")
     numbers = [column for column in EXPERT.columns if column not in keys]
-    candidates = expert.groupby(["series_uid", "candidate"], sort=False, as_index=False)
+    whole = EXPERT.conform(expert)  # tables of former versions lack columns
+    candidates = whole.groupby(["series_uid", "candidate"], sort=False, as_index=False)
     return pd.DataFrame(candidates[numbers].mean())
 
 
