@@ -198,9 +198,9 @@ def fork() -> Case:
         FORK_RE,
         candidate=lambda x: (x - x.new_tensor((1.0, 0.0, 0.0))).norm(dim=-1) < 1,  # around the flow divider
         dome_share=0.2,
-        fit=FitSettings(1000, 1e-2),
+        fit=FitSettings(1500, 1e-2),
         sampler="uniform",
-        curriculum=replace(FULL_FORCE, continuity_weight=30.0, flux_weight=30.0),
+        curriculum=replace(FULL_FORCE, continuity_weight=100.0, flux_weight=30.0),
     )
 
 
