@@ -69,7 +69,7 @@ def run(case: Case, seed: int) -> Curve:
 def spread(values: list[float], scale: float = 1.0) -> str:
     """Mean and standard deviation."""
     found = np.array(values) * scale
-    return f"{found.mean():.2g} ± {found.std():.1g}"
+    return f"{found.mean():.3g} ± {found.std():.2g}"
 
 
 def draw(curves: dict[str, dict[str, list[Curve]]], path: Path) -> None:

@@ -18,9 +18,10 @@ from aneurysm.physics.collocation import population
 from aneurysm.physics.collocation_population import Quotas
 from aneurysm.physics.curriculum import Curriculum
 from aneurysm.physics.fit import FULL_FORCE, FitSettings, fit_flow
-from aneurysm.physics.flow_domain import Domain, Numbers, place_flow
+from aneurysm.physics.flow_domain import Domain
 from aneurysm.physics.flow_field import FlowField
 from aneurysm.physics.flow_points import FlowPoints, Sites
+from aneurysm.physics.flow_sampling import Numbers, place_flow
 from aneurysm.physics.jet_mlp import JetMLP
 from aneurysm.physics.loss import FlowLoss, flow_loss
 from aneurysm.physics.reference_flows import Dean, Poiseuille

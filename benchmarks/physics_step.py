@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from aneurysm.build import build, build_expert
 from aneurysm.command_line import config_folder
 from aneurysm.nets.expert import ExpertBatch, Movable
-from aneurysm.physics.flow_domain import sample_flow_points
 from aneurysm.physics.flow_points import FlowPoints, collate_flow
+from aneurysm.physics.flow_sampling import sample_flow_points
 from aneurysm.physics.reference_vessels import tube, tube_with_sac
 from aneurysm.stages.expert import ExpertModule
 from aneurysm.stages.findings import Target

@@ -18,8 +18,8 @@ from aneurysm.data.augment import Augmentation, change_intensity
 from aneurysm.data.labels import MIRRORED_LOCATION, MODALITIES
 from aneurysm.data.scan import Grid
 from aneurysm.nets.expert import ExpertBatch
-from aneurysm.physics.flow_domain import sample_flow_points
 from aneurysm.physics.flow_points import FlowPoints, collate_flow
+from aneurysm.physics.flow_sampling import sample_flow_points
 from aneurysm.physics.network_flow import VesselTree
 from aneurysm.stages.patches import aneurysm_patch, network_patch, probability_patch
 from aneurysm.stages.stored import AnyCase, Probabilities

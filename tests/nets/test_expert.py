@@ -19,8 +19,8 @@ from aneurysm.nets.fusion import CrossAttentionFusion, EarlyFusion, MeanFusion
 from aneurysm.nets.metadata import FilmGate, MetadataGate
 from aneurysm.nets.oscillators import Oscillators, akorn, itrsa
 from aneurysm.nets.waveformer import WaveFormerEncoder
-from aneurysm.physics.flow_domain import sample_flow_points
 from aneurysm.physics.flow_points import FlowPoints, collate_flow, no_flow
+from aneurysm.physics.flow_sampling import sample_flow_points
 from aneurysm.physics.head import PhysicsHead
 
 NAN = float("nan")

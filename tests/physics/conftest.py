@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.physics.flow_domain import sample_flow_points
 from aneurysm.physics.flow_points import FlowPoints
+from aneurysm.physics.flow_sampling import sample_flow_points
 
 
 @dataclass(frozen=True)

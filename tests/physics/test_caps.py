@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aneurysm.physics.caps import BACKGROUND, FULL, GONE, RISE, Cap, Guide, drive
-from aneurysm.physics.flow_domain import Numbers, place_flow
 from aneurysm.physics.flow_field import FlowField
 from aneurysm.physics.flow_points import FlowPoints, Sites
+from aneurysm.physics.flow_sampling import Numbers, place_flow
 from aneurysm.physics.jet_mlp import JetMLP
 from aneurysm.physics.jets import autograd_jet
 from aneurysm.physics.reference_vessels import straight_domain, tube

@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from aneurysm.physics.caps import drive
-from aneurysm.physics.flow_domain import (
-    Domain,
-    Numbers,
-    driven_domain,
-    place_flow,
-    sample_flow_points,
-    undriven_domain,
-)
+from aneurysm.physics.flow_domain import Domain, driven_domain, undriven_domain
 from aneurysm.physics.flow_points import FlowPoints, Sites
+from aneurysm.physics.flow_sampling import Numbers, place_flow, sample_flow_points
 from aneurysm.physics.lumen import wall_function
 from aneurysm.physics.network_flow import VesselTree, murray_outflow
 from aneurysm.physics.reference_vessels import bend

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from aneurysm.physics.features import FEATURES, POISEUILLE_ENERGY, flow_features
-from aneurysm.physics.flow_domain import Numbers, place_flow
 from aneurysm.physics.flow_field import FlowField, SectionFlux
 from aneurysm.physics.flow_points import FlowPoints
+from aneurysm.physics.flow_sampling import Numbers, place_flow
 from aneurysm.physics.fluid import WALL_SHEAR
 from aneurysm.physics.jet_mlp import JetMLP
 from aneurysm.physics.reference_vessels import straight_domain, tube

@@ -13,9 +13,9 @@ from torch import Tensor
 from aneurysm.physics.caps import drive
 from aneurysm.physics.collocation import hard_point_mean
 from aneurysm.physics.curriculum import PhysicsWeights
-from aneurysm.physics.flow_domain import Numbers, place_flow
 from aneurysm.physics.flow_field import FlowField, SectionFlux
 from aneurysm.physics.flow_points import FlowPoints, collate_flow
+from aneurysm.physics.flow_sampling import Numbers, place_flow
 from aneurysm.physics.jet_mlp import JetMLP
 from aneurysm.physics.jets import autograd_jet
 from aneurysm.physics.loss import FlowLoss, flow_loss

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aneurysm.physics.flow_domain import sample_flow_points
 from aneurysm.physics.flow_points import FlowPoints, Sites, collate_flow, no_flow
+from aneurysm.physics.flow_sampling import sample_flow_points
 from aneurysm.physics.lumen import wall_function
 
 
