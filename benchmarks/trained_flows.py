@@ -49,7 +49,7 @@ class Found:
     percent: bool = False
 
     def __str__(self) -> str:
-        value = f"{100 * self.value:.2g} %" if self.percent else f"{self.value:.4g}"
+        value = f"{100 * self.value:.3g} %" if self.percent else f"{self.value:.4g}"
         return f"{self.what} {value}" + ("" if self.truth is None else f" ({self.truth:.4g})")
 
 

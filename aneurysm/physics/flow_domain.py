@@ -21,6 +21,7 @@ from aneurysm.physics.sections import Path, cut_across, star_quadrature
 CAP_RAYS = 16
 CAP_STEPS = (0.25, 0.75, 1.5, 2.5)  # radii inwards from an exit at which a whole cross-section is sought
 GUIDE_POINTS = 40
+SHORTEST_MM = 1e-3  # edges between nodes at one place, as around a junction
 RESOLVED = 0.2  # mean of the wall function over a cap: below, smoothing has all but closed the vessel
 NARROW = 0.4  # of the widest exit's radius: below, an exit carries a few percent and is walled off
 STILL = 0.3  # of the inflow: less through the parent vessel, and the crop is about another vessel's flow
@@ -100,15 +101,18 @@ def _guide(wall: Wall, tree: VesselTree, flow: np.ndarray, radius_mm: float) -> 
     Args:
         flow: through the edges, in that of the parent vessel.
     """
-    if len(flow) == 0:
+    ends = tree.position[tree.edges]  # (e, 2, 3)
+    long = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1) > SHORTEST_MM  # others have no direction
+    if not long.any():
         return None
+    ends, flow, edge_radius = ends[long], flow[long], tree.edge_radius[long]
     many = max(1, GUIDE_POINTS // len(flow))
     share = ((np.arange(many) + 0.5) / many)[None, :, None]
-    start, end = tree.position[tree.edges[:, 0]][:, None], tree.position[tree.edges[:, 1]][:, None]
+    start, end = ends[:, :1], ends[:, 1:]
     position = (start + share * (end - start)).reshape(-1, 3)  # (e * many, 3)
-    length = np.maximum(np.linalg.norm(end - start, axis=2, keepdims=True), 1e-9)
+    length = np.linalg.norm(end - start, axis=2, keepdims=True)
     along = np.repeat((end - start) / length, many, axis=1).reshape(-1, 3)
-    amount, radius = np.repeat(flow, many), np.repeat(tree.edge_radius, many)
+    amount, radius = np.repeat(flow, many), np.repeat(edge_radius, many)
     centre, directions, distance, closed = cut_across(wall, position, along, radius, CAP_RAYS)
     at, area = star_quadrature(centre, directions, distance)
     openness = (np.maximum(wall.interpolate(at), 0) * area).sum(1)

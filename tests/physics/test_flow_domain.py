@@ -1,5 +1,6 @@
 """From masks and trees to the places where a flow is tested: caps, fluxes, walls."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -321,3 +322,20 @@ def test_the_seed_decides_the_points(tube):
         assert torch.equal(getattr(a, name).position, getattr(b, name).position)
         assert not torch.equal(getattr(a, name).position, getattr(c, name).position)
     assert torch.equal(a.section.position, c.section.position)  # cuts are not drawn
+
+
+def test_nodes_at_one_place_disturb_no_flow(tube):
+    """Around junctions a graph may hold edges without length, which have no direction."""
+    vessels = tube_tree()
+    twice = replace(
+        vessels,
+        position=np.concatenate([vessels.position, vessels.position[-1:]]),
+        edges=np.concatenate([vessels.edges, [[len(vessels.position) - 1, len(vessels.position)]]]),
+        edge_length=np.append(vessels.edge_length, 0.0),
+        edge_radius=np.append(vessels.edge_radius, vessels.edge_radius[-1]),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flow = tube().sample(tree=twice)
+    well_formed(flow)
+    assert flow.driven.all()
